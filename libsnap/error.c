@@ -13,7 +13,7 @@ static const struct {
 };
 G_STATIC_ASSERT(G_N_ELEMENTS(codes) == SNAP_ERROR_MAX);
 
-G_DEFINE_QUARK(snap-error-quark, snap_error)
+G_DEFINE_QUARK(snap - error - quark, snap_error)
 
 static unsigned known(int code) {
     return code >= 0 && code < SNAP_ERROR_MAX ? (unsigned)code : SNAP_ERROR_FAILED;
@@ -53,6 +53,5 @@ void snap_set_errno(GError **error, int errnum, const char *format, ...) {
     va_start(args, format);
     g_autofree char *what = g_strdup_vprintf(format, args);
     va_end(args);
-    g_set_error(error, SNAP_ERROR, (gint)snap_error_from_errno(errnum), "%s: %s", what,
-                g_strerror(errnum));
+    g_set_error(error, SNAP_ERROR, (gint)snap_error_from_errno(errnum), "%s: %s", what, g_strerror(errnum));
 }

@@ -1,0 +1,293 @@
+/*
+ * The fault thread.
+ *
+ * The happy path: poll says readable; no event is pending, so what waits is a fault; read it, find the page, claim
+ * it, copy it into the pool, see that it was still protected, un-protect it, which wakes the writer; then do the
+ * book-keeping.
+ *
+ * Every message is answered by an un-protect or a wake, or left to the sweep that is just about to release the
+ * page: a writer that queues after an un-protect may sleep although the page is free (the kernel looks at the
+ * write bit, which copy-on-write after fork() leaves clear), and only an answer wakes it.
+ *
+ * What fails: the pool is full (the chunk goes to the front of the sweep and the writer waits, or the snapshot is
+ * given up), the page cannot be read or is no longer protected (it was lost; the snapshot is given up), the guest
+ * is gone. Given up means mode OFF: from then on every fault is just released.
+ */
+#include "faults.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/prctl.h>
+
+#include "events.h"
+#include "image-write.h"
+#include "pagemap.h"
+#include "uffd.h"
+
+enum {
+    BATCH_PAGES = 512, /* pages of a huge granule that are read at once */
+};
+
+/* Where a fault is. */
+typedef struct {
+    uint32_t area;
+    uint64_t offset;  /* of its granule in the area */
+    uint64_t address; /* of its granule in the guest */
+    uint64_t length;  /* of the granule */
+} Place;
+
+/* ---- capturing ------------------------------------------------------------------------------------------- */
+
+static void give_back(SnapTracker *tracker, const uint32_t *indices, int n) {
+    for (int i = n - 1; i >= 0; i--) {
+        snap_pool_give(tracker->pool, indices[i]);
+    }
+}
+
+/* Copy up to BATCH_PAGES pages into fresh pre-images and link them to their chunks. */
+static int capture_batch(SnapTracker *tracker, SnapArea *area, uint64_t offset, uint64_t address, int n_pages) {
+    uint64_t page_bytes = area->region->page_bytes;
+    uint32_t indices[BATCH_PAGES];
+    struct iovec parts[BATCH_PAGES];
+    for (int i = 0; i < n_pages; i++) {
+        indices[i] = snap_pool_take(tracker->pool, offset / page_bytes + (uint64_t)i);
+        parts[i] = (struct iovec){snap_pool_data(tracker->pool, indices[i]), page_bytes};
+    }
+    int result = n_pages == 1 ? snap_memory_read(&tracker->reader, area->region, offset, address,
+                                                 parts[0].iov_base, page_bytes)
+                              : snap_memory_readv(&tracker->reader, area->region, offset, address, parts, n_pages);
+    if (result == 0) {
+        int kept = snap_pagemap_protected(tracker->pagemap, address, tracker->page_bytes);
+        result = kept == 1 ? 0 : kept == 0 ? -EFAULT : kept;
+    }
+    if (result < 0) {
+        give_back(tracker, indices, n_pages);
+        return result;
+    }
+    for (int i = 0; i < n_pages; i++) {
+        uint64_t page = snap_pool_page(tracker->pool, indices[i]);
+        SnapChunkState *chunk = &area->chunks[page / SNAP_CHUNK_PAGES];
+        bool first = chunk->claimed == 0;
+        *snap_pool_link(tracker->pool, indices[i]) = first ? SNAP_POOL_NONE : chunk->preimages;
+        chunk->preimages = indices[i];
+        chunk->claimed |= UINT64_C(1) << page % SNAP_CHUNK_PAGES;
+    }
+    tracker->pages_by_fault += (uint64_t)n_pages;
+    return 0;
+}
+
+static bool is_claimed(const SnapArea *area, uint64_t offset) {
+    uint64_t page = offset / area->region->page_bytes;
+    return area->chunks[page / SNAP_CHUNK_PAGES].claimed >> page % SNAP_CHUNK_PAGES & 1;
+}
+
+int snap_faults_capture_locked(SnapTracker *tracker, uint32_t area_index, uint64_t offset, uint64_t end,
+                               uint64_t address) {
+    SnapArea *area = snap_tracker_area(tracker, area_index);
+    uint64_t granule = area->region->granule_bytes;
+    uint64_t granule_pages = granule / area->region->page_bytes;
+    for (; offset < end; offset += granule, address += granule) {
+        if (is_claimed(area, offset)) {
+            continue;
+        }
+        if (snap_pool_available(tracker->pool) < granule_pages) {
+            return -ENOBUFS;
+        }
+        for (uint64_t done = 0; done < granule_pages; done += BATCH_PAGES) {
+            int n = (int)MIN(granule_pages - done, BATCH_PAGES);
+            uint64_t at = done * area->region->page_bytes;
+            int result = capture_batch(tracker, area, offset + at, address + at, n);
+            if (result < 0) {
+                return result;
+            }
+        }
+    }
+    return 0;
+}
+
+/* ---- one fault, by mode ---------------------------------------------------------------------------------- */
+
+/* What is to be done for the writer; the serving function has done the rest. */
+typedef enum {
+    ANSWER_RELEASE, /* un-protect the granule */
+    ANSWER_NONE,    /* the sweep will */
+    ANSWER_AGAIN,   /* an event came between: serve it, then look again */
+} Answer;
+
+static Answer serve_off(SnapTracker *tracker, const Place *place) {
+    (void)tracker;
+    (void)place;
+    return ANSWER_RELEASE;
+}
+
+/*
+ * Remembered before it is un-protected, but both under the lock: a round that collects between the two would
+ * protect a page that is then un-protected and forgotten.
+ */
+static Answer serve_log(SnapTracker *tracker, const Place *place) SNAP_REQUIRES(tracker->lock) {
+    const SnapArea *area = snap_tracker_area(tracker, place->area);
+    uint64_t page = place->offset / area->region->page_bytes;
+    uint64_t last = (place->offset + place->length) / area->region->page_bytes - 1;
+    for (uint64_t chunk = page / SNAP_CHUNK_PAGES; chunk <= last / SNAP_CHUNK_PAGES; chunk++) {
+        bool whole = place->length > area->region->page_bytes;
+        snap_tracker_touch_locked(tracker, place->area, chunk,
+                                  whole ? snap_area_chunk_mask(area, chunk)
+                                        : UINT64_C(1) << page % SNAP_CHUNK_PAGES);
+    }
+    return ANSWER_RELEASE;
+}
+
+static Answer give_up_locked(SnapTracker *tracker, const Place *place, int code, int errnum, const char *what)
+    SNAP_REQUIRES(tracker->lock) {
+    snap_tracker_fail_locked(
+        tracker, (SnapTrackFailure){
+                     .code = code, .errnum = errnum, .what = what, .area = place->area, .offset = place->offset});
+    return ANSWER_RELEASE;
+}
+
+static Answer serve_sync(SnapTracker *tracker, const Place *place) SNAP_REQUIRES(tracker->lock) {
+    SnapArea *area = snap_tracker_area(tracker, place->area);
+    uint64_t number = place->offset / area->chunk_bytes;
+    SnapChunkState *chunk = &area->chunks[number];
+    switch ((SnapChunkPhase)chunk->phase) {
+    case SNAP_CHUNK_SWEEPING:
+    case SNAP_CHUNK_CAPTURED:
+        return ANSWER_NONE;
+    case SNAP_CHUNK_RELEASED:
+        return ANSWER_RELEASE;
+    case SNAP_CHUNK_PROTECTED:
+        break;
+    }
+    snap_tracker_heat_locked(tracker, place->area, number);
+    int result = snap_faults_capture_locked(tracker, place->area, place->offset, place->offset + place->length,
+                                            place->address);
+    switch (result) {
+    case 0:
+        return ANSWER_RELEASE;
+    case -ENOBUFS:
+        return tracker->at_cap == SNAP_AT_CAP_BLOCK
+                   ? ANSWER_NONE
+                   : give_up_locked(tracker, place, SNAP_ERROR_BUFFER_FULL, 0,
+                                    "the guest writes faster than the image is written");
+    case -ESRCH:
+        return give_up_locked(tracker, place, SNAP_ERROR_GUEST_GONE, 0, "the guest ended");
+    case -EFAULT:
+        if (snap_uffd_event_pending(tracker->uffd)) {
+            return ANSWER_AGAIN;
+        }
+        return give_up_locked(tracker, place, SNAP_ERROR_LOST, 0, "the guest discarded it");
+    default:
+        return give_up_locked(tracker, place, SNAP_ERROR_IO, -result, "cannot read it");
+    }
+}
+
+static Answer serve_locked(SnapTracker *tracker, const Place *place) SNAP_REQUIRES(tracker->lock) {
+    switch (tracker->mode) {
+    case SNAP_TRACK_LOG:
+        return serve_log(tracker, place);
+    case SNAP_TRACK_SYNC:
+        return serve_sync(tracker, place);
+    default:
+        return serve_off(tracker, place);
+    }
+}
+
+/* ---- messages -------------------------------------------------------------------------------------------- */
+
+/* FALSE: no area is there; the place is just the page then. */
+static bool locate_locked(SnapTracker *tracker, uint64_t address, Place *ret_place) SNAP_REQUIRES(tracker->lock) {
+    const SnapExtent *extent = snap_layout_find(&tracker->layout, address);
+    uint64_t granule =
+        extent ? snap_tracker_area(tracker, extent->area)->region->granule_bytes : tracker->page_bytes;
+    address -= address % granule;
+    *ret_place = (Place){.address = address, .length = granule};
+    if (extent) {
+        ret_place->area = extent->area;
+        ret_place->offset = extent->offset + (address - extent->address);
+    }
+    return extent != NULL;
+}
+
+/* Un-protect, or at least wake. -EAGAIN: an event is pending. */
+static int release(const SnapTracker *tracker, const Place *place) {
+    int result = snap_uffd_unprotect(tracker->uffd, place->address, place->length);
+    if (result == -ENOENT || result == -EINVAL) {
+        result = snap_uffd_wake(tracker->uffd, place->address, place->length);
+    }
+    return result;
+}
+
+/* Serve a fault at @address. TRUE when it is done with, FALSE when an event has to be served first. */
+static bool serve_fault(SnapTracker *tracker, uint64_t address, uint64_t since_ns) {
+    Place place;
+    snap_lock(&tracker->lock);
+    Answer answer = ANSWER_RELEASE;
+    if (locate_locked(tracker, address, &place)) {
+        answer = serve_locked(tracker, &place);
+    }
+    bool done = answer != ANSWER_AGAIN && (answer == ANSWER_NONE || release(tracker, &place) != -EAGAIN);
+    if (done && tracker->mode == SNAP_TRACK_SYNC) {
+        snap_histogram_add(&tracker->latency, snap_now_ns() - since_ns);
+    }
+    snap_unlock(&tracker->lock);
+    return done;
+}
+
+static void serve_queued(SnapTracker *tracker) {
+    while (tracker->n_queued > 0 && !snap_uffd_event_pending(tracker->uffd)) {
+        const struct uffd_msg *msg = &tracker->queued[tracker->first_queued];
+        if (!serve_fault(tracker, msg->arg.pagefault.address, snap_now_ns())) {
+            return;
+        }
+        tracker->first_queued = (tracker->first_queued + 1) % SNAP_QUEUED_MAX;
+        tracker->n_queued--;
+    }
+}
+
+/* TRUE when something was there. */
+static bool serve_next(SnapTracker *tracker) {
+    if (snap_uffd_event_pending(tracker->uffd)) {
+        snap_events_serve(tracker);
+        return true;
+    }
+    if (tracker->n_queued > 0) {
+        serve_queued(tracker);
+        return true;
+    }
+    struct uffd_msg msg;
+    if (snap_uffd_read(tracker->uffd, &msg) != 1) {
+        return false;
+    }
+    if (msg.event != UFFD_EVENT_PAGEFAULT) {
+        /* It came after the question above. What it took away unsaved is no longer protected, and found so. */
+        snap_events_apply(tracker, &msg);
+    } else if (!serve_fault(tracker, msg.arg.pagefault.address, snap_now_ns())) {
+        snap_events_queue(tracker, &msg);
+    }
+    return true;
+}
+
+gpointer snap_faults_run(gpointer data) {
+    SnapTracker *tracker = data;
+    prctl(PR_SET_NAME, "snap-faults");
+    struct pollfd fds[] = {
+        {.fd = tracker->uffd, .events = POLLIN},
+        {.fd = tracker->stop_fd, .events = POLLIN},
+    };
+    for (;;) {
+        int timeout_ms = tracker->n_queued > 0 ? 0 : -1;
+        if (poll(fds, G_N_ELEMENTS(fds), timeout_ms) < 0 && errno != EINTR) {
+            break;
+        }
+        if (fds[1].revents) {
+            break;
+        }
+        if (fds[0].revents & POLLERR) {
+            break;
+        }
+        if (fds[0].revents || tracker->n_queued > 0) {
+            serve_next(tracker);
+        }
+    }
+    return NULL;
+}

@@ -1,0 +1,17 @@
+/*
+ * The fault thread: serves the guest. See track.h for modes and rules.
+ */
+#pragma once
+
+#include "track.h"
+
+/* The thread's body; @data: the SnapTracker. */
+gpointer snap_faults_run(gpointer data);
+
+/*
+ * Claim the granules of [offset, end) of @area that nobody has, and copy them to the pool. @address: where @offset
+ * is mapped; the range is one extent. Return: 0; -ENOBUFS, the pool is full; -EFAULT, the pages are not there any
+ * more; -ESRCH. On an error the granules before it are claimed and saved.
+ */
+int snap_faults_capture_locked(SnapTracker *tracker, uint32_t area, uint64_t offset, uint64_t end,
+                               uint64_t address) SNAP_REQUIRES(tracker->lock);

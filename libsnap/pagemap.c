@@ -1,0 +1,52 @@
+/* PAGEMAP_SCAN and the pagemap entries; see pagemap.h. */
+#include "pagemap.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+/* Bit 57 of an entry: Documentation/admin-guide/mm/pagemap.rst. */
+#define ENTRY_UFFD_WP (UINT64_C(1) << 57)
+
+int snap_pagemap_open(int pid) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+int snap_pagemap_step(SnapScan *scan, struct page_region *ret_runs, unsigned n_runs) {
+    unsigned found = 0;
+    /* A full vector ends a scan early; so does nothing else we ask for, but walk_end is what counts. */
+    while (found < n_runs && scan->next < scan->end) {
+        struct pm_scan_arg arg = {
+            .size = sizeof arg,
+            .start = scan->next,
+            .end = scan->end,
+            .vec = (uintptr_t)(ret_runs + found),
+            .vec_len = n_runs - found,
+            .category_mask = scan->filter.all | scan->filter.none,
+            .category_inverted = scan->filter.none,
+            .category_anyof_mask = scan->filter.any,
+            .return_mask = scan->filter.report,
+        };
+        int n = ioctl(scan->fd, PAGEMAP_SCAN, &arg);
+        if (n < 0) {
+            return -errno;
+        }
+        found += (unsigned)n;
+        scan->next = arg.walk_end;
+    }
+    return (int)found;
+}
+
+int snap_pagemap_protected(int fd, uint64_t address, uint64_t page_bytes) {
+    uint64_t entry;
+    ssize_t n = pread(fd, &entry, sizeof entry, (off_t)(address / page_bytes * sizeof entry));
+    if (n != (ssize_t)sizeof entry) {
+        return n < 0 ? -errno : -ESRCH;
+    }
+    return (entry & ENTRY_UFFD_WP) != 0;
+}

@@ -1,0 +1,43 @@
+/*
+ * /proc/PID/pagemap, the one place that issues PAGEMAP_SCAN.
+ *
+ * Functions return 0 or -errno, allocate nothing, and may be used in the fault thread. The descriptor belongs to
+ * the address space that the process had when it was opened.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "uapi.h"
+
+/* Open it for @pid. Return: the descriptor or -errno. */
+int snap_pagemap_open(int pid);
+
+/* What a scan looks for: every category of @all, none of @none, and one of @any when that is not 0. */
+typedef struct {
+    uint64_t all;
+    uint64_t none;
+    uint64_t any;
+    uint64_t report; /* categories to report; runs are split where they differ */
+} SnapScanFilter;
+
+/* A scan that can be continued where it stopped. */
+typedef struct {
+    int fd;
+    SnapScanFilter filter;
+    uint64_t next; /* where the next step looks */
+    uint64_t end;
+} SnapScan;
+
+/*
+ * Up to @n_runs runs of matching pages, in order of address. Return: how many; fewer than @n_runs (0 included)
+ * only at the end, when scan->next == scan->end; or -errno.
+ */
+int snap_pagemap_step(SnapScan *scan, struct page_region *ret_runs, unsigned n_runs);
+
+/*
+ * Whether the page at @address is write-protected by userfaultfd, present, swapped or marked. Return: 1, 0 or
+ * -errno. @page_bytes: base page size of this machine, which the file counts in.
+ */
+int snap_pagemap_protected(int fd, uint64_t address, uint64_t page_bytes);

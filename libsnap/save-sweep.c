@@ -1,0 +1,251 @@
+/*
+ * From the point in time to the manifest: capture what the guest had, chunk by chunk, hand it to the writer, let
+ * the guest go, make the image complete. See save.c for the whole way.
+ */
+#include "save.h"
+
+#include <string.h>
+
+enum {
+    RELEASE_STEP_US = 100, /* between tries to un-protect while an event of the guest is pending */
+};
+
+/* Name the saved regions to the writer, and count them. */
+static gboolean add_regions(SnapSave *save, GError **error) {
+    guint number = 0;
+    uint64_t pages = 0;
+    g_array_set_size(save->numbers, 0);
+    for (guint i = 0; i < save->tracker->areas->len; i++) {
+        const SnapArea *area = snap_tracker_area(save->tracker, i);
+        guint at = area->dropped ? G_MAXUINT : number;
+        g_array_append_val(save->numbers, at);
+        if (area->dropped) {
+            continue;
+        }
+        if (!snap_image_writer_add_region(save->writer, area->region, error)) {
+            return FALSE;
+        }
+        pages += area->region->length_bytes / area->region->page_bytes;
+        number++;
+    }
+    for (guint i = 0; i < save->copied->len; i++) {
+        CopiedRegion *copy = &g_array_index(save->copied, CopiedRegion, i);
+        copy->number = number++;
+        pages += copy->region->length_bytes / copy->region->page_bytes;
+        if (!snap_image_writer_add_region(save->writer, copy->region, error)) {
+            return FALSE;
+        }
+    }
+    for (guint i = 0; i < save->fixed->len; i++) {
+        const SnapRegion *region = g_ptr_array_index(save->fixed, i);
+        pages += region->length_bytes / region->page_bytes;
+        if (!snap_image_writer_add_region(save->writer, region, error)) {
+            return FALSE;
+        }
+    }
+    snap_lock(&save->lock);
+    save->stats.pages_total = pages;
+    snap_unlock(&save->lock);
+    return TRUE;
+}
+
+/* Wait until the bandwidth limit allows @bytes more. */
+static gboolean pace(SnapSave *save, uint64_t bytes, GError **error) {
+    if (save->options.max_bandwidth_bytes == 0) {
+        return TRUE;
+    }
+    uint64_t now = snap_now_ns();
+    save->paced_ns = MAX(save->paced_ns, now);
+    while (now < save->paced_ns) {
+        g_usleep((gulong)MIN((save->paced_ns - now) / 1000 + 1, SNAP_SINK_WAIT_MS * 1000));
+        if (!snap_save_go_on(save, error)) {
+            return FALSE;
+        }
+        now = snap_now_ns();
+    }
+    save->paced_ns += (uint64_t)((double)bytes / (double)save->options.max_bandwidth_bytes * 1e9);
+    return TRUE;
+}
+
+static SnapChunk *get_buffer(SnapSave *save, GError **error) {
+    for (;;) {
+        GError *failed = NULL;
+        SnapChunk *chunk = snap_image_writer_get(save->writer, SNAP_SINK_WAIT_MS, &failed);
+        if (failed) {
+            g_propagate_error(error, failed);
+            return NULL;
+        }
+        if (chunk) {
+            save->fewest_free = MIN(save->fewest_free, snap_image_writer_free_buffers(save->writer));
+            return chunk;
+        }
+        snap_sweep_release(save->tracker);
+        if (!snap_save_go_on(save, error)) {
+            return NULL;
+        }
+    }
+}
+
+static gboolean put_buffer(SnapSave *save, SnapChunk *chunk, guint number, GError **error) {
+    chunk->region = number;
+    uint64_t before = snap_image_writer_bytes_written(save->writer);
+    uint64_t pages = (uint64_t)__builtin_popcountll(chunk->present);
+    if (!snap_image_writer_put(save->writer, chunk, error)) {
+        return FALSE;
+    }
+    uint64_t bytes = snap_image_writer_bytes_written(save->writer) - before;
+    snap_save_count(save, pages);
+    return bytes == 0 || pace(save, bytes, error);
+}
+
+static gboolean sweep_unit(SnapSave *save, uint32_t area, uint64_t chunk, GError **error) {
+    SnapUnit unit = snap_sweep_unit(save->tracker, area, chunk, save->n_staging);
+    if (unit.n_chunks == 0) {
+        return TRUE;
+    }
+    g_autofree SnapChunk **buffers = g_new(SnapChunk *, unit.n_chunks);
+    for (uint32_t i = 0; i < unit.n_chunks; i++) {
+        buffers[i] = get_buffer(save, error);
+        if (!buffers[i]) {
+            return FALSE;
+        }
+    }
+    if (!snap_save_go_on(save, error) || !snap_sweep_capture(save->tracker, unit, buffers, error)) {
+        return FALSE;
+    }
+    for (uint32_t i = 0; i < unit.n_chunks; i++) {
+        if (!put_buffer(save, buffers[i], g_array_index(save->numbers, guint, area), error)) {
+            return FALSE;
+        }
+    }
+    snap_sweep_release(save->tracker);
+    return TRUE;
+}
+
+static gboolean sweep_hot(SnapSave *save, GError **error) {
+    SnapUnit hot;
+    while (snap_sweep_next_hot(save->tracker, &hot)) {
+        if (!sweep_unit(save, hot.area, hot.first, error)) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+static gboolean sweep_area(SnapSave *save, uint32_t number, GError **error) {
+    const SnapArea *area = snap_tracker_area(save->tracker, number);
+    uint64_t armed_pages = 0;
+    for (guint r = 0; r < area->armed->len && !area->dropped; r++) {
+        SnapRun run = g_array_index(area->armed, SnapRun, r);
+        for (uint64_t chunk = run.first; chunk < MIN(run.end, area->n_chunks); chunk++) {
+            if (!sweep_hot(save, error) || !sweep_unit(save, number, chunk, error)) {
+                return FALSE;
+            }
+            armed_pages += (uint64_t)__builtin_popcountll(snap_area_chunk_mask(area, chunk));
+        }
+    }
+    /* What was never armed held nothing at the point. */
+    if (!area->dropped) {
+        uint64_t empty = area->region->length_bytes / area->region->page_bytes - armed_pages;
+        save->empty_pages += empty;
+        snap_save_count(save, empty);
+    }
+    return TRUE;
+}
+
+/* @data, or where that is NULL the guest's memory, which nobody writes. */
+static gboolean save_untracked(SnapSave *save, const SnapRegion *region, guint number, const uint8_t *data,
+                               GError **error) {
+    uint64_t chunk_bytes = SNAP_CHUNK_PAGES * region->page_bytes;
+    for (uint64_t at = 0; at < region->length_bytes; at += chunk_bytes) {
+        SnapChunk *chunk = snap_save_go_on(save, error) ? get_buffer(save, error) : NULL;
+        if (!chunk) {
+            return FALSE;
+        }
+        uint64_t length = MIN(chunk_bytes, region->length_bytes - at);
+        uint64_t pages = length / region->page_bytes;
+        int result = 0;
+        if (data) {
+            memcpy(chunk->data, data + at, length);
+        } else {
+            result = snap_memory_read(&save->tracker->reader, region, at, region->host_address + at, chunk->data,
+                                      length);
+        }
+        if (result < 0) {
+            snap_set_errno(error, -result, "region %s: cannot read it", region->name);
+            return FALSE;
+        }
+        chunk->index = at / chunk_bytes;
+        chunk->present = pages >= SNAP_CHUNK_PAGES ? UINT64_MAX : (UINT64_C(1) << pages) - 1;
+        if (!put_buffer(save, chunk, number, error)) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+static gboolean sweep_everything(SnapSave *save, GError **error) {
+    for (guint i = 0; i < save->tracker->areas->len; i++) {
+        if (!sweep_area(save, i, error)) {
+            return FALSE;
+        }
+    }
+    while (!snap_sweep_release(save->tracker)) {
+        g_usleep(RELEASE_STEP_US);
+        if (!snap_save_go_on(save, error)) {
+            return FALSE;
+        }
+    }
+    guint number = 0;
+    for (guint i = 0; i < save->copied->len; i++) {
+        const CopiedRegion *copy = &g_array_index(save->copied, CopiedRegion, i);
+        number = copy->number;
+        if (!save_untracked(save, copy->region, number, copy->data, error)) {
+            return FALSE;
+        }
+    }
+    guint first_fixed = 0;
+    for (guint i = 0; i < save->numbers->len; i++) {
+        first_fixed += g_array_index(save->numbers, guint, i) != G_MAXUINT;
+    }
+    first_fixed += save->copied->len;
+    for (guint i = 0; i < save->fixed->len; i++) {
+        if (!save_untracked(save, g_ptr_array_index(save->fixed, i), first_fixed + i, NULL, error)) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+static void final_counts(SnapSave *save, SnapSaveStats *ret_stats) {
+    snap_save_count(save, 0);
+    snap_lock(&save->lock);
+    save->stats.total_ns = snap_now_ns() - save->start_ns;
+    *ret_stats = save->stats;
+    snap_unlock(&save->lock);
+}
+
+static gboolean finish(SnapSave *save, GError **error) {
+    snap_save_set_phase(save, SNAP_SAVE_FINISHING);
+    snap_tracker_release(save->tracker);
+    for (guint i = 0; i < save->states->len; i++) {
+        if (!snap_image_writer_add_state(save->writer, g_ptr_array_index(save->states, i), error)) {
+            return FALSE;
+        }
+    }
+    SnapSaveStats s;
+    final_counts(save, &s);
+    const SnapStatistic statistics[] = {
+        {"pause-us", s.pause_ns / 1000},         {"prepare-ms", s.prepare_ns / 1000000},
+        {"pages-total", s.pages_total},          {"pages-zero", s.pages_zero},
+        {"pages-by-sweep", s.pages_by_sweep},    {"pages-by-fault", s.pages_by_fault},
+        {"bytes-written", s.bytes_written},      {"faults", s.faults},
+        {"fault-p50-us", s.fault_p50_ns / 1000}, {"fault-p99-us", s.fault_p99_ns / 1000},
+        {"fault-max-us", s.fault_max_ns / 1000}, {"peak-buffer-bytes", s.peak_buffer_bytes},
+    };
+    return snap_image_writer_commit(save->writer, save->created_us, statistics, G_N_ELEMENTS(statistics), error);
+}
+
+gboolean snap_save_sweep(SnapSave *save, GError **error) {
+    return add_regions(save, error) && sweep_everything(save, error) && finish(save, error);
+}

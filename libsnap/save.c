@@ -1,0 +1,195 @@
+/*
+ * The save job: one snapshot of one guest into one image directory.
+ *
+ * The happy path, in the thread "snap-save":
+ *
+ *     list regions, refuse what cannot be saved          guest runs
+ *     protect them (pre-arm), until little is touched     guest runs, its first writes cost a fault
+ *     pause; list again; the point; copy what cannot be protected; resume
+ *     fetch the device state                              guest runs
+ *     sweep: faulted chunks first, then the rest, small and short-lived regions before big ones
+ *     release the guest; fsync; manifest
+ *
+ * What fails: before the pause, nothing has happened but some faults; during it, the guest is resumed; after it,
+ * the guest is released before the error is told. Guest memory that was discarded before it was saved (LOST)
+ * starts the snapshot again, at a new point in time, ATTEMPTS_MAX times. The image directory is removed on every
+ * failure.
+ */
+#include "save.h"
+
+#include <sys/prctl.h>
+
+enum {
+    ATTEMPTS_MAX = 3,
+};
+
+void snap_save_set_phase(SnapSave *save, SnapSavePhase phase) {
+    snap_lock(&save->lock);
+    save->stats.phase = phase;
+    snap_unlock(&save->lock);
+}
+
+void snap_save_count(SnapSave *save, uint64_t done) {
+    SnapTracker *tracker = save->tracker;
+    snap_lock(&save->lock);
+    SnapSaveStats *stats = &save->stats;
+    stats->pages_done += done;
+    stats->pages_zero = snap_image_writer_zero_pages(save->writer) + save->empty_pages;
+    stats->bytes_written = snap_image_writer_bytes_written(save->writer);
+    if (tracker) {
+        snap_lock(&tracker->lock);
+        stats->pages_by_fault = MIN(tracker->pages_by_fault, stats->pages_done);
+        stats->pages_by_sweep = stats->pages_done - stats->pages_by_fault;
+        stats->faults = tracker->latency.count;
+        stats->fault_p50_ns = snap_histogram_quantile(&tracker->latency, 500);
+        stats->fault_p99_ns = snap_histogram_quantile(&tracker->latency, 990);
+        stats->fault_p999_ns = snap_histogram_quantile(&tracker->latency, 999);
+        stats->fault_max_ns = tracker->latency.max_ns;
+        uint64_t pool_bytes = snap_pool_peak(tracker->pool) * tracker->page_bytes;
+        snap_unlock(&tracker->lock);
+        uint64_t staging = (save->n_staging - save->fewest_free) * SNAP_CHUNK_PAGES * tracker->page_bytes;
+        stats->peak_buffer_bytes = MAX(stats->peak_buffer_bytes, pool_bytes + staging);
+    }
+    snap_unlock(&save->lock);
+}
+
+gboolean snap_save_go_on(SnapSave *save, GError **error) {
+    if (g_atomic_int_get(&save->cancelled)) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_CANCELLED, "cancelled; the guest runs on, %s was removed",
+                    save->dir);
+        return FALSE;
+    }
+    return !save->tracker || !snap_tracker_failed(save->tracker, error);
+}
+
+/* ---- the thread -------------------------------------------------------------------------------------------- */
+
+static gboolean run_once(SnapSave *save, GError **error) {
+    return snap_save_take_point(save, error) && snap_save_sweep(save, error);
+}
+
+static void copied_clear(gpointer data) {
+    CopiedRegion *copy = data;
+    snap_region_free(copy->region);
+    g_free(copy->data);
+}
+
+static void begin_attempt(SnapSave *save) {
+    save->fixed = g_ptr_array_new_with_free_func((GDestroyNotify)snap_region_free);
+    save->copied = g_array_new(FALSE, FALSE, sizeof(CopiedRegion));
+    save->states = g_ptr_array_new_with_free_func((GDestroyNotify)snap_state_free);
+    save->numbers = g_array_new(FALSE, FALSE, sizeof(guint));
+    save->empty_pages = 0;
+    snap_lock(&save->lock);
+    save->stats = (SnapSaveStats){.phase = SNAP_SAVE_PREPARING, .attempts = save->stats.attempts + 1};
+    snap_unlock(&save->lock);
+}
+
+/* The guest first: it is released before anything is removed from disk. */
+static void end_attempt(SnapSave *save) {
+    g_clear_pointer(&save->tracker, snap_tracker_free);
+    g_clear_pointer(&save->writer, snap_image_writer_free);
+    for (guint i = 0; i < save->copied->len; i++) {
+        copied_clear(&g_array_index(save->copied, CopiedRegion, i));
+    }
+    g_array_unref(save->copied);
+    g_ptr_array_unref(save->fixed);
+    g_ptr_array_unref(save->states);
+    g_array_unref(save->numbers);
+}
+
+static gpointer run(gpointer data) {
+    SnapSave *save = data;
+    prctl(PR_SET_NAME, "snap-save");
+    GError *error = NULL;
+    gboolean complete = FALSE;
+    for (guint attempt = 1; !complete && attempt <= ATTEMPTS_MAX; attempt++) {
+        g_clear_error(&error);
+        begin_attempt(save);
+        complete = run_once(save, &error);
+        end_attempt(save);
+        if (!complete && !g_error_matches(error, SNAP_ERROR, SNAP_ERROR_LOST)) {
+            break;
+        }
+    }
+    snap_lock(&save->lock);
+    save->stats.phase = complete ? SNAP_SAVE_DONE : SNAP_SAVE_FAILED;
+    save->stats.total_ns = snap_now_ns() - save->start_ns;
+    save->error = error;
+    save->done = TRUE;
+    g_cond_broadcast(&save->ended);
+    snap_unlock(&save->lock);
+    return NULL;
+}
+
+/* ---- public ---------------------------------------------------------------------------------------------- */
+
+SnapSave *snap_save_start(SnapGuest *guest, const SnapSaveOptions *options, GError **error) {
+    if (!options->dir || !*options->dir) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_USAGE, "no image directory given");
+        return NULL;
+    }
+    SnapSave *save = g_new0(SnapSave, 1);
+    save->guest = guest;
+    save->dir = g_strdup(options->dir);
+    save->options = *options;
+    save->options.dir = save->dir;
+    save->options.region_glob = g_strdup(options->region_glob);
+    save->glob = options->region_glob ? g_pattern_spec_new(options->region_glob) : NULL;
+    save->start_ns = snap_now_ns();
+    snap_lock_init(&save->lock);
+    g_cond_init(&save->ended);
+    save->thread = g_thread_new("snap-save", run, save);
+    return save;
+}
+
+gboolean snap_save_wait(SnapSave *save, int timeout_ms, GError **error) {
+    gint64 until = g_get_monotonic_time() + (gint64)timeout_ms * 1000;
+    snap_lock(&save->lock);
+    bool in_time = true;
+    while (!save->done && in_time) {
+        if (timeout_ms < 0) {
+            g_cond_wait(&save->ended, &save->lock.mutex);
+        } else {
+            in_time = g_cond_wait_until(&save->ended, &save->lock.mutex, until);
+        }
+    }
+    gboolean done = save->done;
+    if (done && save->error && error) {
+        *error = g_error_copy(save->error);
+    }
+    gboolean complete = done && !save->error;
+    snap_unlock(&save->lock);
+    if (!done) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT, "still saving");
+    }
+    return complete;
+}
+
+void snap_save_cancel(SnapSave *save) {
+    g_atomic_int_set(&save->cancelled, 1);
+}
+
+void snap_save_get_stats(SnapSave *save, SnapSaveStats *ret_stats) {
+    snap_lock(&save->lock);
+    *ret_stats = save->stats;
+    if (!save->done) {
+        ret_stats->total_ns = snap_now_ns() - save->start_ns;
+    }
+    snap_unlock(&save->lock);
+}
+
+void snap_save_free(SnapSave *save) {
+    if (!save) {
+        return;
+    }
+    snap_save_cancel(save);
+    g_thread_join(save->thread);
+    g_clear_error(&save->error);
+    g_clear_pointer(&save->glob, g_pattern_spec_free);
+    g_free((char *)save->options.region_glob);
+    g_cond_clear(&save->ended);
+    snap_lock_clear(&save->lock);
+    g_free(save->dir);
+    g_free(save);
+}

@@ -1,0 +1,83 @@
+/*
+ * Inside of the save job; libsnap.h has the outside. Three files, in the order data goes through them:
+ *
+ *     save.c         the job: thread, attempts, progress
+ *     save-point.c   from the list of regions to the moment the guest runs on
+ *     save-sweep.c   from the moment the guest runs on to the manifest
+ */
+#pragma once
+
+#include <stdbool.h>
+
+#include "guest.h"
+#include "image-write.h"
+#include "lock.h"
+#include "sweep.h"
+
+enum {
+    SNAP_SINK_WAIT_MS = 50, /* between looks at cancel and at the guest while the sink is slow */
+};
+
+/* A region that cannot be protected, as it was in the pause. */
+typedef struct {
+    SnapRegion *region;
+    uint8_t *data;
+    guint number; /* in the image */
+} CopiedRegion;
+
+struct SnapSave {
+    /* set before start */
+    SnapGuest *guest;
+    char *dir;
+    GPatternSpec *glob;
+    SnapSaveOptions options;
+    uint64_t start_ns;
+    GThread *thread;
+
+    /* atomic: a flag, ordered by nothing */
+    gint cancelled;
+
+    /* under lock */
+    SnapLock lock;
+    GCond ended;
+    SnapSaveStats stats;
+    GError *error;
+    gboolean done;
+
+    /* job thread only */
+    SnapTracker *tracker;
+    SnapImageWriter *writer;
+    GPtrArray *fixed;  /* of SnapRegion */
+    GArray *copied;    /* of CopiedRegion */
+    GPtrArray *states; /* of SnapState */
+    GArray *numbers;   /* of guint: tracker area → region number in the image */
+    int64_t created_us;
+    uint64_t paced_ns; /* when the bandwidth limit lets the next chunk go */
+    guint n_staging;
+    guint fewest_free;
+    uint64_t empty_pages; /* of blocks that held nothing at the point: never armed, read or written */
+};
+
+/* ---- save.c ---------------------------------------------------------------------------------------------- */
+
+void snap_save_set_phase(SnapSave *save, SnapSavePhase phase);
+
+/* @done more pages are captured; take over what tracker and writer have counted. */
+void snap_save_count(SnapSave *save, uint64_t done);
+
+/* FALSE when it was cancelled or the fault thread gave up: *error says which. */
+gboolean snap_save_go_on(SnapSave *save, GError **error);
+
+/* ---- save-point.c ---------------------------------------------------------------------------------------- */
+
+/*
+ * Take the point in time. After it, whether it succeeded or not, the guest runs. Errors: REFUSED, NOT_FOUND
+ * (nothing matches), USAGE (buffer too small), EXISTS and what listing, attaching and pausing the guest failed
+ * with.
+ */
+gboolean snap_save_take_point(SnapSave *save, GError **error);
+
+/* ---- save-sweep.c ---------------------------------------------------------------------------------------- */
+
+/* Capture and write everything, then release the guest, then commit the image. */
+gboolean snap_save_sweep(SnapSave *save, GError **error);

@@ -1,0 +1,314 @@
+/*
+ * The sweep.
+ *
+ * The happy path: claim all pages of the unit that no fault has claimed; copy them from the guest; ask the kernel
+ * whether they are all still protected (then the copy is what they held at the point, see track.h); take over the
+ * pre-images; un-protect the unit with one call; copy the pre-images in behind the guest's back.
+ *
+ * What fails: some page is not protected any more, or cannot be read. While an event of the guest is pending that
+ * can mean that it is just being moved: the claim is given back, the fault thread serves the event, and the unit
+ * is done again at its new place. Without an event it is lost, and the snapshot fails by name.
+ */
+#include "sweep.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "pagemap.h"
+#include "uffd.h"
+
+enum {
+    UNIT_MAX = 1024,     /* chunks: a hugetlb page of 256 MiB */
+    SETTLE_US = 100,     /* between looks at a unit the guest is moving */
+    SETTLE_TRIES = 3,    /* looks without any event pending before it is called lost */
+    SETTLE_MAX = 100000, /* looks in all: 10 s */
+    VERIFY_RUNS = 64,
+};
+
+gboolean snap_sweep_next_hot(SnapTracker *tracker, SnapUnit *ret_unit) {
+    gboolean found = FALSE;
+    snap_lock(&tracker->lock);
+    while (!found && tracker->n_hot > 0) {
+        SnapUnit unit = tracker->hot[tracker->first_hot];
+        tracker->first_hot = (tracker->first_hot + 1) % SNAP_HOT_MAX;
+        tracker->n_hot--;
+        SnapChunkState *state = &snap_tracker_area(tracker, unit.area)->chunks[unit.first];
+        state->hot = 0;
+        found = state->phase == SNAP_CHUNK_PROTECTED;
+        if (found) {
+            *ret_unit = unit;
+        }
+    }
+    snap_unlock(&tracker->lock);
+    return found;
+}
+
+/* ---- units ----------------------------------------------------------------------------------------------- */
+
+/* Whether one huge page of the page-table level maps the whole block at @address. */
+static bool is_huge(const SnapTracker *tracker, uint64_t address, uint64_t length) {
+    struct page_region run;
+    SnapScan scan = {
+        .fd = tracker->pagemap,
+        .filter = {.all = PAGE_IS_HUGE, .report = PAGE_IS_HUGE},
+        .next = address,
+        .end = address + length,
+    };
+    return snap_pagemap_step(&scan, &run, 1) == 1 && run.start == address && run.end == address + length;
+}
+
+SnapUnit snap_sweep_unit(SnapTracker *tracker, uint32_t area_index, uint64_t chunk, uint32_t max_chunks) {
+    const SnapArea *area = snap_tracker_area(tracker, area_index);
+    SnapUnit unit = {.area = area_index, .first = chunk, .n_chunks = 1};
+    uint64_t span = MAX(area->region->granule_bytes / area->chunk_bytes, 1);
+    if (span > 1) {
+        unit.first = chunk / span * span;
+        unit.n_chunks = (uint32_t)MIN(span, area->n_chunks - unit.first);
+    } else {
+        uint64_t per_block = area->block_bytes / area->chunk_bytes;
+        uint64_t address = area->region->host_address + chunk * area->chunk_bytes;
+        if (per_block > 1 && per_block <= max_chunks && address % area->block_bytes == 0 &&
+            chunk + per_block <= area->n_chunks && is_huge(tracker, address, area->block_bytes)) {
+            unit.n_chunks = (uint32_t)per_block;
+        }
+    }
+    snap_lock(&tracker->lock);
+    for (uint32_t i = 0; i < unit.n_chunks; i++) {
+        if (area->chunks[unit.first + i].phase != SNAP_CHUNK_PROTECTED) {
+            /* A part was taken on its own before: go on chunk by chunk. */
+            unit.n_chunks = area->chunks[chunk].phase == SNAP_CHUNK_PROTECTED ? 1 : 0;
+            unit.first = chunk;
+            break;
+        }
+    }
+    snap_unlock(&tracker->lock);
+    return unit;
+}
+
+/* ---- copying --------------------------------------------------------------------------------------------- */
+
+/* The extent at @offset, as it is now. */
+static bool locate(SnapTracker *tracker, uint32_t area, uint64_t offset, SnapExtent *ret_extent) {
+    snap_lock(&tracker->lock);
+    const SnapExtent *extent = snap_layout_locate(&tracker->layout, area, offset);
+    if (extent) {
+        *ret_extent = *extent;
+    }
+    snap_unlock(&tracker->lock);
+    return extent != NULL;
+}
+
+/*
+ * All of [address, end) is still protected. What is protected is present, swapped or marked, and not "written";
+ * what is unmapped, never touched or let go is not found so.
+ */
+static int verify(const SnapTracker *tracker, uint64_t address, uint64_t end) {
+    struct page_region runs[VERIFY_RUNS];
+    SnapScan scan = {
+        .fd = tracker->pagemap,
+        .filter = {.none = PAGE_IS_WRITTEN, .any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED, .report = PAGE_IS_WRITTEN},
+        .next = address,
+        .end = end,
+    };
+    while (address < end) {
+        int n = snap_pagemap_step(&scan, runs, VERIFY_RUNS);
+        if (n < 0) {
+            return n;
+        }
+        for (int i = 0; i < n && address < end; i++) {
+            if (runs[i].start > address) {
+                return -EFAULT;
+            }
+            address = runs[i].end;
+        }
+        if (n < VERIFY_RUNS) {
+            break;
+        }
+    }
+    return address < end ? -EFAULT : 0;
+}
+
+/* Copy the pages of @mask in one chunk into @data, page i at i * page_bytes, and verify each copied piece. */
+static int copy_pages(SnapTracker *tracker, uint32_t area_index, uint64_t chunk, uint64_t mask, uint8_t *data) {
+    const SnapRegion *region = snap_tracker_area(tracker, area_index)->region;
+    uint64_t page_bytes = region->page_bytes;
+    for (unsigned i = 0; i < SNAP_CHUNK_PAGES;) {
+        if (!(mask >> i & 1)) {
+            i++;
+            continue;
+        }
+        uint64_t offset = (chunk * SNAP_CHUNK_PAGES + i) * page_bytes;
+        SnapExtent extent;
+        if (!locate(tracker, area_index, offset, &extent)) {
+            return -EFAULT;
+        }
+        uint64_t room = (extent.length - (offset - extent.offset)) / page_bytes;
+        unsigned n = 1;
+        while (n < room && i + n < SNAP_CHUNK_PAGES && (mask >> (i + n) & 1)) {
+            n++;
+        }
+        uint64_t address = extent.address + (offset - extent.offset);
+        int result =
+            snap_memory_read(&tracker->reader, region, offset, address, data + i * page_bytes, n * page_bytes);
+        if (result == 0) {
+            result = verify(tracker, address, address + n * page_bytes);
+        }
+        if (result < 0) {
+            return result;
+        }
+        i += n;
+    }
+    return 0;
+}
+
+/* ---- claiming and releasing ------------------------------------------------------------------------------ */
+
+static gboolean claim(SnapTracker *tracker, SnapUnit unit, uint64_t *ret_mine, GError **error) {
+    if (snap_tracker_failed(tracker, error)) {
+        return FALSE;
+    }
+    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+    snap_lock(&tracker->lock);
+    for (uint32_t i = 0; i < unit.n_chunks; i++) {
+        SnapChunkState *chunk = &area->chunks[unit.first + i];
+        ret_mine[i] = snap_area_chunk_mask(area, unit.first + i) & ~chunk->claimed;
+        chunk->phase = SNAP_CHUNK_SWEEPING;
+    }
+    snap_unlock(&tracker->lock);
+    return TRUE;
+}
+
+static void unclaim(SnapTracker *tracker, SnapUnit unit) {
+    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+    snap_lock(&tracker->lock);
+    for (uint32_t i = 0; i < unit.n_chunks; i++) {
+        area->chunks[unit.first + i].phase = SNAP_CHUNK_PROTECTED;
+    }
+    snap_unlock(&tracker->lock);
+}
+
+/*
+ * Un-protect the unit wherever its parts are now; FALSE while an event is pending. Under the lock, so that a fault
+ * is served either before (it is in the kernel's queue, and woken here) or after (it is answered by the fault
+ * thread).
+ */
+static bool release_locked(SnapTracker *tracker, SnapUnit unit) SNAP_REQUIRES(tracker->lock) {
+    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+    uint64_t offset, end;
+    snap_area_bytes(area, (SnapRun){unit.first, unit.first + unit.n_chunks}, &offset, &end);
+    while (offset < end) {
+        const SnapExtent *extent = snap_layout_locate(&tracker->layout, unit.area, offset);
+        if (!extent) {
+            offset += area->region->granule_bytes; /* unmapped since it was saved */
+            continue;
+        }
+        uint64_t length = MIN(end - offset, extent->length - (offset - extent->offset));
+        int result = snap_uffd_unprotect(tracker->uffd, extent->address + (offset - extent->offset), length);
+        if (result == -EAGAIN) {
+            return false;
+        }
+        offset += length;
+    }
+    for (uint32_t i = 0; i < unit.n_chunks; i++) {
+        area->chunks[unit.first + i].phase = SNAP_CHUNK_RELEASED;
+    }
+    return true;
+}
+
+gboolean snap_sweep_release(SnapTracker *tracker) {
+    while (tracker->backlog->len > 0) {
+        SnapUnit unit = g_array_index(tracker->backlog, SnapUnit, tracker->backlog->len - 1);
+        snap_lock(&tracker->lock);
+        bool done = release_locked(tracker, unit);
+        snap_unlock(&tracker->lock);
+        if (!done) {
+            return FALSE;
+        }
+        g_array_set_size(tracker->backlog, tracker->backlog->len - 1);
+    }
+    return TRUE;
+}
+
+/* The copy is good: take the pre-images over and let the guest go on. @ret_lists: their pool indices, by chunk. */
+static void settle(SnapTracker *tracker, SnapUnit unit, uint32_t *ret_lists) {
+    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+    snap_lock(&tracker->lock);
+    for (uint32_t i = 0; i < unit.n_chunks; i++) {
+        SnapChunkState *chunk = &area->chunks[unit.first + i];
+        ret_lists[i] = chunk->claimed ? chunk->preimages : SNAP_POOL_NONE;
+        chunk->claimed = UINT64_MAX;
+        chunk->phase = SNAP_CHUNK_CAPTURED;
+    }
+    bool released = release_locked(tracker, unit);
+    snap_unlock(&tracker->lock);
+    if (!released) {
+        g_array_append_val(tracker->backlog, unit);
+    }
+}
+
+/* Nobody else looks at a captured chunk's pre-images: copied without the lock, given back with it. */
+static void take_preimages(SnapTracker *tracker, const SnapArea *area, uint32_t list, uint8_t *data) {
+    uint32_t last = SNAP_POOL_NONE;
+    for (uint32_t i = list; i != SNAP_POOL_NONE; i = *snap_pool_link(tracker->pool, i)) {
+        uint64_t page = snap_pool_page(tracker->pool, i) % SNAP_CHUNK_PAGES;
+        memcpy(data + page * area->region->page_bytes, snap_pool_data(tracker->pool, i), area->region->page_bytes);
+        last = i;
+    }
+    if (last == SNAP_POOL_NONE) {
+        return;
+    }
+    snap_lock(&tracker->lock);
+    for (uint32_t i = list, next; i != SNAP_POOL_NONE; i = next) {
+        next = *snap_pool_link(tracker->pool, i);
+        snap_pool_give(tracker->pool, i);
+    }
+    snap_unlock(&tracker->lock);
+}
+
+static gboolean lost(SnapTracker *tracker, SnapUnit unit, int result, GError **error) {
+    if (snap_tracker_failed(tracker, error)) {
+        return FALSE; /* it knows better why */
+    }
+    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+    g_set_error(error, SNAP_ERROR, result == -ESRCH ? SNAP_ERROR_GUEST_GONE : SNAP_ERROR_LOST,
+                "region %s, near 0x%" G_GINT64_MODIFIER "x: %s", area->region->name,
+                area->region->host_address + unit.first * area->chunk_bytes,
+                result == -ESRCH    ? "the guest ended"
+                : result == -EFAULT ? "the guest discarded it (munmap or hole punching)"
+                                    : g_strerror(-result));
+    return FALSE;
+}
+
+gboolean snap_sweep_capture(SnapTracker *tracker, SnapUnit unit, SnapChunk **buffers, GError **error) {
+    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+    g_assert(unit.n_chunks <= UNIT_MAX);
+    uint64_t mine[UNIT_MAX];
+    uint32_t lists[UNIT_MAX];
+    int calm = 0;
+    for (int looks = 0;; looks++) {
+        if (!claim(tracker, unit, mine, error)) {
+            return FALSE;
+        }
+        int result = 0;
+        for (uint32_t i = 0; i < unit.n_chunks && result == 0; i++) {
+            result = copy_pages(tracker, unit.area, unit.first + i, mine[i], buffers[i]->data);
+        }
+        if (result == 0) {
+            break;
+        }
+        unclaim(tracker, unit);
+        calm += snap_uffd_event_pending(tracker->uffd) ? 0 : 1;
+        if (result == -ESRCH || calm > SETTLE_TRIES || looks > SETTLE_MAX) {
+            return lost(tracker, unit, result, error);
+        }
+        usleep(SETTLE_US);
+    }
+    settle(tracker, unit, lists);
+    for (uint32_t i = 0; i < unit.n_chunks; i++) {
+        take_preimages(tracker, area, lists[i], buffers[i]->data);
+        buffers[i]->index = unit.first + i;
+        buffers[i]->present = snap_area_chunk_mask(area, unit.first + i);
+    }
+    return TRUE;
+}
