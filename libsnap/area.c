@@ -14,20 +14,24 @@ static uint64_t table_bytes(const SnapRegion *region) {
     return region->page_bytes / sizeof(uint64_t) * region->page_bytes;
 }
 
-static size_t chunks_size(const SnapArea *area) {
-    return MAX(area->n_chunks, 1) * sizeof *area->chunks;
+/* Resident only where it is used: a sparse region of terabytes has as many chunks as a dense one. */
+static void *map_zeros(uint64_t n, size_t size) {
+    void *p =
+        mmap(NULL, MAX(n, 1) * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    g_assert(p != MAP_FAILED);
+    return p;
 }
 
 SnapArea *snap_area_new(SnapRegion *region) {
     SnapArea *area = g_new0(SnapArea, 1);
     area->region = region;
     area->chunk_bytes = SNAP_CHUNK_PAGES * region->page_bytes;
-    area->n_chunks = (region->length_bytes + area->chunk_bytes - 1) / area->chunk_bytes;
+    area->n_chunks = area->n_mapped = (region->length_bytes + area->chunk_bytes - 1) / area->chunk_bytes;
     area->block_bytes = MAX(table_bytes(region), region->granule_bytes);
-    /* Resident only where it is used: a sparse region of terabytes has as many chunks. */
-    area->chunks =
-        mmap(NULL, chunks_size(area), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    g_assert(area->chunks != MAP_FAILED);
+    area->chunks = map_zeros(area->n_chunks, sizeof *area->chunks);
+    if (region->memory == SNAP_MEMORY_SHMEM || region->memory == SNAP_MEMORY_HUGETLB) {
+        area->held = map_zeros(area->n_chunks, sizeof *area->held);
+    }
     area->armed = g_array_new(FALSE, FALSE, sizeof(SnapRun));
     return area;
 }
@@ -36,7 +40,10 @@ void snap_area_free(SnapArea *area) {
     if (!area) {
         return;
     }
-    munmap(area->chunks, chunks_size(area));
+    munmap(area->chunks, MAX(area->n_mapped, 1) * sizeof *area->chunks);
+    if (area->held) {
+        munmap(area->held, MAX(area->n_mapped, 1) * sizeof *area->held);
+    }
     g_array_unref(area->armed);
     snap_region_free(area->region);
     g_free(area);

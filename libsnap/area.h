@@ -37,13 +37,15 @@ typedef struct {
 
 typedef struct {
     SnapRegion *region; /* owned */
-    uint64_t n_chunks;
+    uint64_t n_chunks;  /* shrinks with the region when the guest unmapped its end before the point */
+    uint64_t n_mapped;  /* as it was made: the size of the arrays below */
     uint64_t chunk_bytes;
     uint64_t block_bytes; /* what one page table maps, or the granule where that is larger */
     SnapChunkState *chunks;
-    GArray *armed; /* of SnapRun; sorted, disjoint, not adjacent */
-    bool dropped;  /* not in the guest any more when the point came: not part of the snapshot */
-    bool stale;    /* LOG: (partly) unmapped or moved, perhaps mapped anew: has to be registered again */
+    uint64_t *held; /* shared memory only: which pages of each chunk held data when protected; see holes.h */
+    GArray *armed;  /* of SnapRun; sorted, disjoint, not adjacent */
+    bool dropped;   /* not in the guest any more when the point came: not part of the snapshot */
+    bool stale;     /* LOG: (partly) unmapped or moved, perhaps mapped anew: has to be registered again */
 } SnapArea;
 
 /* @region: (take). */

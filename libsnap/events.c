@@ -210,7 +210,7 @@ static void mark_stale_locked(SnapTracker *tracker, uint64_t address, uint64_t e
     }
 }
 
-/* Pages of an unmapped part that nobody has. What the sweep is at, it finds out itself. */
+/* Pages of a discarded part that nobody has. */
 static bool unsaved_locked(const SnapTracker *tracker, const SnapExtent *cut, uint64_t *ret_offset)
     SNAP_REQUIRES(tracker->lock) {
     const SnapArea *area = snap_tracker_area(tracker, cut->area);
@@ -218,13 +218,29 @@ static bool unsaved_locked(const SnapTracker *tracker, const SnapExtent *cut, ui
          page < (cut->offset + cut->length) / area->region->page_bytes; page++) {
         uint64_t number = page / SNAP_CHUNK_PAGES;
         const SnapChunkState *chunk = &area->chunks[number];
-        if (chunk->phase == SNAP_CHUNK_PROTECTED && !(chunk->claimed >> page % SNAP_CHUNK_PAGES & 1) &&
-            snap_area_is_armed(area, number)) {
+        bool open = chunk->phase == SNAP_CHUNK_PROTECTED || chunk->phase == SNAP_CHUNK_SWEEPING;
+        if (open && !(chunk->claimed >> page % SNAP_CHUNK_PAGES & 1) && snap_area_is_armed(area, number)) {
             *ret_offset = page * area->region->page_bytes;
             return true;
         }
     }
     return false;
+}
+
+/* A madvise that was not rescued in time. Shared memory keeps its content, or shows a hole. */
+static void apply_discard_locked(SnapTracker *tracker, uint64_t address, uint64_t end)
+    SNAP_REQUIRES(tracker->lock) {
+    SnapExtent part;
+    uint64_t offset;
+    while (tracker->mode == SNAP_TRACK_SYNC && next_part_locked(tracker, address, end, &part)) {
+        if (!snap_tracker_area(tracker, part.area)->held && unsaved_locked(tracker, &part, &offset)) {
+            snap_tracker_fail_locked(tracker, (SnapTrackFailure){.code = SNAP_ERROR_LOST,
+                                                                 .what = "the guest discarded it (madvise)",
+                                                                 .area = part.area,
+                                                                 .offset = offset});
+        }
+        address = part.address + part.length;
+    }
 }
 
 static void apply_unmap_locked(SnapTracker *tracker, uint64_t start, uint64_t end) SNAP_REQUIRES(tracker->lock) {
@@ -264,6 +280,8 @@ void snap_events_apply(SnapTracker *tracker, const struct uffd_msg *msg) {
     case UFFD_EVENT_REMOVE:
         if (log) {
             forget_protection_locked(tracker, msg->arg.remove.start, msg->arg.remove.end);
+        } else if (sync) {
+            apply_discard_locked(tracker, msg->arg.remove.start, msg->arg.remove.end);
         }
         break;
     case UFFD_EVENT_REMAP:

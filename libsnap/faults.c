@@ -20,6 +20,7 @@
 #include <sys/prctl.h>
 
 #include "events.h"
+#include "holes.h"
 #include "image-write.h"
 #include "pagemap.h"
 #include "uffd.h"
@@ -59,6 +60,11 @@ static int capture_batch(SnapTracker *tracker, SnapArea *area, uint64_t offset, 
     if (result == 0) {
         int kept = snap_pagemap_protected(tracker->pagemap, address, tracker->page_bytes);
         result = kept == 1 ? 0 : kept == 0 ? -EFAULT : kept;
+    }
+    for (int i = 0; i < n_pages && result == 0; i++) {
+        uint64_t at = (uint64_t)i * page_bytes;
+        result =
+            snap_holes_check(area, tracker->pagemap, offset + at, address + at, parts[i].iov_base, page_bytes);
     }
     if (result < 0) {
         give_back(tracker, indices, n_pages);

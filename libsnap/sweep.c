@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "holes.h"
 #include "pagemap.h"
 #include "uffd.h"
 
@@ -131,7 +132,8 @@ static int verify(const SnapTracker *tracker, uint64_t address, uint64_t end) {
 
 /* Copy the pages of @mask in one chunk into @data, page i at i * page_bytes, and verify each copied piece. */
 static int copy_pages(SnapTracker *tracker, uint32_t area_index, uint64_t chunk, uint64_t mask, uint8_t *data) {
-    const SnapRegion *region = snap_tracker_area(tracker, area_index)->region;
+    const SnapArea *area = snap_tracker_area(tracker, area_index);
+    const SnapRegion *region = area->region;
     uint64_t page_bytes = region->page_bytes;
     for (unsigned i = 0; i < SNAP_CHUNK_PAGES;) {
         if (!(mask >> i & 1)) {
@@ -153,6 +155,10 @@ static int copy_pages(SnapTracker *tracker, uint32_t area_index, uint64_t chunk,
             snap_memory_read(&tracker->reader, region, offset, address, data + i * page_bytes, n * page_bytes);
         if (result == 0) {
             result = verify(tracker, address, address + n * page_bytes);
+        }
+        if (result == 0) {
+            result =
+                snap_holes_check(area, tracker->pagemap, offset, address, data + i * page_bytes, n * page_bytes);
         }
         if (result < 0) {
             return result;

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "faults.h"
+#include "holes.h"
 #include "image-write.h"
 #include "pagemap.h"
 #include "uffd.h"
@@ -255,6 +256,9 @@ static int arm_gaps(SnapTracker *tracker, SnapArea *area, uint64_t *ret_pages) {
         snap_area_arm(area, run);
         snap_unlock(&tracker->lock);
         int result = protect_run(tracker, area, run);
+        if (result == 0) {
+            result = snap_holes_record(area, tracker->pagemap, run);
+        }
         if (result < 0) {
             return result;
         }
@@ -323,12 +327,13 @@ static GArray *take_touched(SnapTracker *tracker) {
 }
 
 /* Protect the touched pages of one chunk again, run by run. */
-static int protect_touched(SnapTracker *tracker, const SnapArea *area, uint64_t chunk, uint64_t *ret_pages) {
+static int protect_touched(SnapTracker *tracker, SnapArea *area, uint64_t chunk, uint64_t *ret_pages) {
     snap_lock(&tracker->lock);
     uint64_t mask = area->chunks[chunk].claimed;
     area->chunks[chunk].claimed = 0;
     snap_unlock(&tracker->lock);
     *ret_pages += (uint64_t)__builtin_popcountll(mask);
+    snap_holes_touched(area, chunk, mask);
     uint64_t granule_pages = MAX(area->region->granule_bytes / area->region->page_bytes, 1);
     while (mask) {
         unsigned first = (unsigned)__builtin_ctzll(mask);
@@ -363,6 +368,9 @@ static int renew_area(SnapTracker *tracker, SnapArea *area, uint64_t *ret_pages)
         SnapRun run = g_array_index(area->armed, SnapRun, i);
         *ret_pages += (run.end - run.first) * SNAP_CHUNK_PAGES;
         result = protect_run(tracker, area, run);
+        if (result == 0) {
+            result = snap_holes_record(area, tracker->pagemap, run);
+        }
     }
     if (result < 0) {
         /* Not all of it is mapped now. The listing at the point will tell what is left of it. */
