@@ -74,38 +74,39 @@ static bool is_zero(const uint8_t *data, size_t length) {
     return data[0] == 0 && memcmp(data, data + 1, length - 1) == 0;
 }
 
-static int check_file(const SnapArea *area, uint64_t offset, uint64_t held) {
-    uint64_t page_bytes = area->region->page_bytes;
-    uint64_t base = area->region->fd_offset + offset;
-    while (held) {
-        unsigned first = (unsigned)__builtin_ctzll(held);
-        uint64_t rest = ~(held >> first);
-        unsigned n = MIN(rest ? (unsigned)__builtin_ctzll(rest) : SNAP_CHUNK_PAGES, SNAP_CHUNK_PAGES - first);
-        off_t hole = lseek(area->region->fd, (off_t)(base + first * page_bytes), SEEK_HOLE);
-        if (hole < 0) {
-            return errno == ENXIO ? -EFAULT : -errno;
-        }
-        if ((uint64_t)hole < base + (first + n) * page_bytes) {
-            return -EFAULT;
-        }
-        held &= first + n >= SNAP_CHUNK_PAGES ? 0 : UINT64_MAX << (first + n);
+/*
+ * SEEK_DATA on data answers at once, on a hole it skips what is not there; SEEK_HOLE would walk all data up to the
+ * next hole.
+ */
+static int check_file(const SnapArea *area, uint64_t offset) {
+    off_t at = (off_t)(area->region->fd_offset + offset);
+    off_t data = lseek(area->region->fd, at, SEEK_DATA);
+    if (data < 0) {
+        return errno == ENXIO ? -EFAULT : -errno;
     }
-    return 0;
+    return data == at ? 0 : -EFAULT;
+}
+
+static int check_huge(const SnapArea *area, int pagemap, uint64_t address) {
+    uint64_t granule = area->region->granule_bytes;
+    return is_mapped(pagemap, address / granule * granule, granule) ? 0 : -EFAULT;
 }
 
 int snap_holes_check(const SnapArea *area, int pagemap, uint64_t offset, uint64_t address, const uint8_t *data,
                      size_t length) {
+    uint64_t page_bytes = area->region->page_bytes;
     uint64_t held = area->held ? held_mask(area, offset, length) : 0;
-    if (held == 0) {
-        return 0;
+    for (; held; held &= held - 1) {
+        /* Only a page that reads as zeros can be a hole. */
+        uint64_t at = (unsigned)__builtin_ctzll(held) * page_bytes;
+        if (!is_zero(data + at, page_bytes)) {
+            continue;
+        }
+        int result = area->region->memory == SNAP_MEMORY_HUGETLB ? check_huge(area, pagemap, address + at)
+                                                                 : check_file(area, offset + at);
+        if (result < 0) {
+            return result;
+        }
     }
-    if (area->region->memory == SNAP_MEMORY_HUGETLB) {
-        uint64_t huge = address / area->region->granule_bytes * area->region->granule_bytes;
-        return is_zero(data, length) && !is_mapped(pagemap, huge, area->region->granule_bytes) ? -EFAULT : 0;
-    }
-    /* A page that is not zero is no hole; asking the file is only needed for one that is. */
-    if (length == area->region->page_bytes && !is_zero(data, length)) {
-        return 0;
-    }
-    return check_file(area, offset, held);
+    return 0;
 }

@@ -170,6 +170,7 @@ static gboolean path_ok(const char *path) {
     return snap_file_base_name_ok(base) && snap_file_base_name_ok(dot + 1);
 }
 
+/* Names in messages are file names: what a guest calls its memory may have line breaks in it. */
 static gboolean corrupt(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
 static gboolean corrupt(GError **error, const char *format, ...) {
     va_list args;
@@ -205,7 +206,7 @@ static gboolean check_regions(const SnapManifest *manifest, GHashTable *files, G
         if (wrong)
             return corrupt(error, "region %u: %s", i, wrong);
         if (!g_hash_table_add(names, region->name) || !g_hash_table_add(bases, region->file))
-            return corrupt(error, "region \"%s\" is there twice", region->name);
+            return corrupt(error, "region \"%s\" is there twice", region->file);
         g_autofree char *data = g_strconcat(SNAP_DIR_RAM "/", region->file, SNAP_SUFFIX_DATA, NULL);
         g_autofree char *idx = g_strconcat(SNAP_DIR_RAM "/", region->file, SNAP_SUFFIX_INDEX, NULL);
         if (!check_listed(files, data, region->length_bytes, FALSE, error) ||
@@ -227,7 +228,7 @@ static gboolean check_overlap(const SnapManifest *manifest, GError **error) {
     for (guint i = 1; i < sorted->len; i++) {
         const SnapManifestRegion *low = sorted->pdata[i - 1], *high = sorted->pdata[i];
         if (low->host_address + low->length_bytes > high->host_address)
-            return corrupt(error, "regions \"%s\" and \"%s\" overlap", low->name, high->name);
+            return corrupt(error, "regions \"%s\" and \"%s\" overlap", low->file, high->file);
     }
     return TRUE;
 }
@@ -241,7 +242,7 @@ static gboolean check_states(const SnapManifest *manifest, GHashTable *files, GE
         if (wrong)
             return corrupt(error, "state %u: %s", i, wrong);
         if (!g_hash_table_add(names, state->name) || !g_hash_table_add(bases, state->file))
-            return corrupt(error, "state \"%s\" is there twice", state->name);
+            return corrupt(error, "state \"%s\" is there twice", state->file);
         g_autofree char *path = g_strconcat(SNAP_DIR_STATE "/", state->file, NULL);
         if (!check_listed(files, path, state->length_bytes, TRUE, error))
             return FALSE;

@@ -1,0 +1,90 @@
+/* Command family save: see save.h. */
+#include "save.h"
+
+#include "process/process.h"
+#include "qemu/qemu.h"
+
+#define PROGRESS_INTERVAL_MS 100
+
+static SnapGuest *open_guest(const QapiTarget *target, GError **error) {
+    switch (target->kind) {
+    case QAPI_TARGET_PID:
+        return process_guest_new(target->process.pid, error);
+    case QAPI_TARGET_QEMU: {
+        QemuGuestOptions options = {.disks = target->qemu.ignore_disks ? QEMU_DISKS_IGNORE : QEMU_DISKS_REFUSE};
+        return qemu_guest_new(target->qemu.qmp_path, &options, error);
+    }
+    }
+    g_assert_not_reached();
+}
+
+static double us(uint64_t ns) {
+    return (double)ns / 1e3;
+}
+
+static json_object *latency_to_json(const SnapSaveStats *stats) {
+    json_object *object = json_object_new_object();
+    qapi_json_add_double(object, "p50", us(stats->fault_p50_ns));
+    qapi_json_add_double(object, "p99", us(stats->fault_p99_ns));
+    qapi_json_add_double(object, "p999", us(stats->fault_p999_ns));
+    qapi_json_add_double(object, "max", us(stats->fault_max_ns));
+    return object;
+}
+
+static json_object *stats_to_json(const char *dir, const SnapSaveStats *stats) {
+    json_object *pages = json_object_new_object();
+    qapi_json_add_uint(pages, "total", stats->pages_total);
+    qapi_json_add_uint(pages, "zero", stats->pages_zero);
+    qapi_json_add_uint(pages, "by-sweep", stats->pages_by_sweep);
+    qapi_json_add_uint(pages, "by-fault", stats->pages_by_fault);
+
+    json_object *object = json_object_new_object();
+    qapi_json_add_string(object, "image", dir);
+    qapi_json_add_uint(object, "attempts", stats->attempts);
+    qapi_json_add_double(object, "pause-us", us(stats->pause_ns));
+    qapi_json_add_double(object, "prepare-ms", us(stats->prepare_ns) / 1e3);
+    qapi_json_add_double(object, "total-ms", us(stats->total_ns) / 1e3);
+    qapi_json_add(object, "pages", pages);
+    qapi_json_add_uint(object, "bytes-written", stats->bytes_written);
+    qapi_json_add_uint(object, "faults", stats->faults);
+    qapi_json_add(object, "fault-latency-us", latency_to_json(stats));
+    qapi_json_add_uint(object, "peak-buffer-bytes", stats->peak_buffer_bytes);
+    return object;
+}
+
+static gboolean has_ended(const SnapSaveStats *stats) {
+    return stats->phase == SNAP_SAVE_DONE || stats->phase == SNAP_SAVE_FAILED;
+}
+
+/*
+ * Until it has ended, one way or the other. TIMED_OUT alone does not tell whether it still runs, as a save can
+ * fail with it too: the phase does. After a cancel the end comes by itself.
+ */
+static gboolean wait_for_end(SnapSave *save, QapiSaveProgressFunc progress, void *opaque, GError **error) {
+    gboolean cancelled = FALSE;
+    while (!snap_save_wait(save, PROGRESS_INTERVAL_MS, NULL)) {
+        SnapSaveStats stats;
+        snap_save_get_stats(save, &stats);
+        if (has_ended(&stats))
+            break;
+        if (!cancelled && progress && !progress(&stats, opaque)) {
+            cancelled = TRUE;
+            snap_save_cancel(save);
+        }
+    }
+    return snap_save_wait(save, -1, error);
+}
+
+json_object *qapi_save(const QapiSaveOptions *options, QapiSaveProgressFunc progress, void *opaque,
+                       GError **error) {
+    g_autoptr(SnapGuest) guest = open_guest(&options->target, error);
+    if (!guest)
+        return NULL;
+    /* Declared after the guest, so that it is freed before it. */
+    g_autoptr(SnapSave) save = snap_save_start(guest, &options->save, error);
+    if (!save || !wait_for_end(save, progress, opaque, error))
+        return NULL;
+    SnapSaveStats stats;
+    snap_save_get_stats(save, &stats);
+    return stats_to_json(options->save.dir, &stats);
+}

@@ -1,0 +1,42 @@
+/* Command family save: one snapshot of one guest. */
+#pragma once
+
+#include "json.h"
+#include "libsnap.h"
+
+typedef enum {
+    QAPI_TARGET_PID,
+    QAPI_TARGET_QEMU,
+} QapiTargetKind;
+
+/* Which guest; each kind has its own options. */
+typedef struct {
+    QapiTargetKind kind;
+    union {
+        struct {
+            int pid;
+        } process;
+        struct {
+            const char *qmp_path;
+            gboolean ignore_disks; /* writable disks are none of ours: what the guest writes there is not kept */
+        } qemu;
+    };
+} QapiTarget;
+
+typedef struct {
+    QapiTarget target;
+    SnapSaveOptions save;
+} QapiSaveOptions;
+
+/* Called about ten times a second while it runs; return FALSE to cancel. */
+typedef gboolean (*QapiSaveProgressFunc)(const SnapSaveStats *stats, void *opaque);
+
+/**
+ * qapi_save: snapshot a guest; returns when the image is on disk, or is removed again.
+ * @progress: (nullable) called in this thread.
+ * Errors: GUEST_GONE, no such process or QMP socket; those of snap_save_start() and snap_save_wait().
+ * Return: (out) {image, attempts, pause-us, prepare-ms, total-ms, pages: {total, zero, by-sweep, by-fault},
+ *   bytes-written, faults, fault-latency-us: {p50, p99, p999, max}, peak-buffer-bytes}
+ */
+json_object *qapi_save(const QapiSaveOptions *options, QapiSaveProgressFunc progress, void *opaque,
+                       GError **error);

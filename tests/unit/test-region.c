@@ -1,0 +1,52 @@
+/* Regions and state blobs as values. */
+#include "image-fixture.h"
+
+static void memory_name_every_kind_is_named(void **state) {
+    (void)state;
+    for (int memory = 0; memory < SNAP_MEMORY_MAX; memory++)
+        assert_non_null(snap_memory_name((SnapMemory)memory));
+    assert_string_equal(snap_memory_name(SNAP_MEMORY_HUGETLB_PRIVATE), "hugetlb-private");
+    assert_null(snap_memory_name(SNAP_MEMORY_MAX));
+    assert_null(snap_memory_name((SnapMemory)-1));
+}
+
+static void region_new_has_this_machines_page(void **state) {
+    (void)state;
+    g_autoptr(SnapRegion) region = snap_region_new("ram", SNAP_MEMORY_SHMEM, 0x10000, 0x20000);
+    assert_string_equal(region->name, "ram");
+    assert_int_equal(region->page_bytes, sysconf(_SC_PAGESIZE));
+    assert_int_equal(region->granule_bytes, region->page_bytes);
+    assert_true(region->guest_address == SNAP_NO_ADDRESS);
+    assert_int_equal(region->fd, -1);
+    assert_null(region->refusal);
+}
+
+static void region_free_closes_its_descriptor(void **state) {
+    (void)state;
+    SnapRegion *region = snap_region_new("ram", SNAP_MEMORY_SHMEM, 0, 0x1000);
+    int fd = region->fd = dup(STDERR_FILENO);
+    region->refusal = g_strdup("because");
+    snap_region_free(region);
+    assert_int_equal(fcntl(fd, F_GETFD), -1);
+    snap_region_free(NULL);
+}
+
+static void state_new_takes_its_data(void **state) {
+    (void)state;
+    SnapState *blob = snap_state_new("vcpu", g_bytes_new_static("abc", 3));
+    g_autoptr(GBytes) data = g_bytes_ref(blob->data);
+    assert_string_equal(blob->name, "vcpu");
+    snap_state_free(blob);
+    snap_state_free(NULL);
+    assert_memory_equal(g_bytes_get_data(data, NULL), "abc", 3);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(memory_name_every_kind_is_named),
+        cmocka_unit_test(region_new_has_this_machines_page),
+        cmocka_unit_test(region_free_closes_its_descriptor),
+        cmocka_unit_test(state_new_takes_its_data),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,156 @@
+/* vmsnap info, verify, list, delete: what one does with an image directory. */
+#include "command.h"
+#include "interrupt.h"
+#include "progress.h"
+#include "qapi/image.h"
+#include "units.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+/* ---- info ------------------------------------------------------------------------------------------------ */
+
+static void print_region(json_object *region) {
+    g_autofree char *length = units_format_size(result_uint(region, "length-bytes"));
+    g_autofree char *data = units_format_size(result_uint(region, "data-bytes"));
+    g_autofree char *guest = result_object(region, "guest-address")
+                                 ? g_strdup_printf("%#" PRIx64, result_uint(region, "guest-address"))
+                                 : g_strdup("-");
+    g_autofree char *name = units_format_text(result_string(region, "name"));
+    printf("  %-15s %-11s %#-18" PRIx64 " %-18s %10s %10s  %s\n", result_string(region, "memory"),
+           result_uint(region, "granule-bytes") != result_uint(region, "page-bytes") ? "huge pages" : "base pages",
+           result_uint(region, "host-address"), guest, length, data, name);
+}
+
+static void print_info(json_object *result) {
+    g_autofree char *length = units_format_size(result_uint(result, "length-bytes"));
+    g_autofree char *data = units_format_size(result_uint(result, "data-bytes"));
+    json_object *statistics = result_object(result, "statistics");
+    g_autofree char *pause = units_format_us(result_double(statistics, "pause-us"));
+    json_object *regions = result_object(result, "regions");
+    json_object *states = result_object(result, "states");
+
+    printf("image    %s\n", result_string(result, "dir"));
+    printf("id       %s\n", result_string(result, "id"));
+    if (result_string(result, "parent-id"))
+        printf("parent   %s\n", result_string(result, "parent-id"));
+    printf("created  %s\n", result_string(result, "created"));
+    printf("driver   %s\n", result_string(result, "driver"));
+    printf("memory   %s, of which %s are not zero; pages of %" PRIu64 " bytes\n", length, data,
+           result_uint(result, "page-bytes"));
+    printf("pause    %s\n", pause);
+    for (size_t i = 0; i < json_object_array_length(states); i++)
+        printf("%s%s", i ? ", " : "state    ", json_object_get_string(json_object_array_get_idx(states, i)));
+    puts(json_object_array_length(states) ? "" : "state    none");
+
+    printf("  %-15s %-11s %-18s %-18s %10s %10s  %s\n", "memory", "protected", "host address", "guest address",
+           "length", "data", "region");
+    for (size_t i = 0; i < json_object_array_length(regions); i++)
+        print_region(json_object_array_get_idx(regions, i));
+}
+
+static int run_info(Invocation *invocation) {
+    int status = STATUS_DONE;
+    if (!invocation_parse(invocation, NULL, 1, 1, &status))
+        return status;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = qapi_image_info(invocation->argv[0], &error);
+    return result ? invocation_finish(invocation, result, print_info) : invocation_fail(invocation, error);
+}
+
+const Command command_info = {
+    .name = "info",
+    .operands = "DIR",
+    .summary = "What an image holds: its regions, its device state, when and how it was taken.",
+    .description = "Example:\n  vmsnap info /var/tmp/snap",
+    .run = run_info,
+};
+
+/* ---- list ------------------------------------------------------------------------------------------------ */
+
+static void print_list(json_object *result) {
+    json_object *images = result_object(result, "images");
+    for (size_t i = 0; i < json_object_array_length(images); i++) {
+        json_object *image = json_object_array_get_idx(images, i);
+        if (!result_bool(image, "complete")) {
+            g_autofree char *problem = units_format_text(result_string(image, "problem"));
+            printf("%s  incomplete  %s\n", result_string(image, "dir"), problem);
+            continue;
+        }
+        g_autofree char *length = units_format_size(result_uint(image, "length-bytes"));
+        printf("%s  complete  %s  %s  %s  %" PRIu64 " regions  %s\n", result_string(image, "dir"),
+               result_string(image, "id"), result_string(image, "created"), result_string(image, "driver"),
+               result_uint(image, "regions"), length);
+    }
+}
+
+static int run_list(Invocation *invocation) {
+    int status = STATUS_DONE;
+    if (!invocation_parse(invocation, NULL, 1, -1, &status))
+        return status;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = qapi_image_list((const char *const *)invocation->argv, &error);
+    return result ? invocation_finish(invocation, result, print_list) : invocation_fail(invocation, error);
+}
+
+const Command command_list = {
+    .name = "list",
+    .operands = "DIR...",
+    .summary = "One line an image. DIR is an image, or a folder with images in it.",
+    .description =
+        "An image without its manifest is one that was not finished: it cannot be restored, and vmsnap\n"
+        "delete removes it.",
+    .run = run_list,
+};
+
+/* ---- verify ---------------------------------------------------------------------------------------------- */
+
+static void print_verified(json_object *result) {
+    g_autofree char *length = units_format_size(result_uint(result, "length-bytes"));
+    printf("%s: sound, %" PRIu64 " regions, %s\n", result_string(result, "dir"), result_uint(result, "regions"),
+           length);
+}
+
+static int run_verify(Invocation *invocation) {
+    int status = STATUS_DONE;
+    if (!invocation_parse(invocation, NULL, 1, 1, &status))
+        return status;
+    interrupt_catch();
+    Progress progress;
+    progress_init(&progress, "verifying");
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = qapi_image_verify(invocation->argv[0], progress_bytes, &progress, &error);
+    progress_clear(&progress);
+    return result ? invocation_finish(invocation, result, print_verified) : invocation_fail(invocation, error);
+}
+
+const Command command_verify = {
+    .name = "verify",
+    .operands = "DIR",
+    .summary = "Read a whole image and check every byte against its checksums.",
+    .description = "Exit status 1 and the first thing wrong, with its file, when the image is damaged.",
+    .run = run_verify,
+};
+
+/* ---- delete ---------------------------------------------------------------------------------------------- */
+
+static void print_deleted(json_object *result) {
+    printf("%s: deleted\n", result_string(result, "dir"));
+}
+
+static int run_delete(Invocation *invocation) {
+    int status = STATUS_DONE;
+    if (!invocation_parse(invocation, NULL, 1, 1, &status))
+        return status;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = qapi_image_delete(invocation->argv[0], &error);
+    return result ? invocation_finish(invocation, result, print_deleted) : invocation_fail(invocation, error);
+}
+
+const Command command_delete = {
+    .name = "delete",
+    .operands = "DIR",
+    .summary = "Remove an image, complete or not.",
+    .description = "A folder that holds anything but an image is refused and stays as it is.",
+    .run = run_delete,
+};

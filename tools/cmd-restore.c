@@ -1,0 +1,69 @@
+/* vmsnap restore: a guest from an image, in the QEMU that the user names. */
+#include "command.h"
+#include "qapi/restore.h"
+#include "units.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+
+/* To stderr: standard output is QEMU's. */
+static void print_restored(json_object *result) {
+    g_autofree char *ready = units_format_us(result_double(result, "ready-ms") * 1e3);
+    g_autofree char *stream = units_format_size(result_uint(result, "stream-bytes"));
+    g_autofree char *mapped = units_format_size(result_uint(result, "mapped-bytes"));
+    fprintf(stderr, "vmsnap restore: %s in %s, process %" PRIu64 "; %s sent, %s mapped\n",
+            result_bool(result, "running") ? "runs" : "loaded and paused, as it was,", ready,
+            result_uint(result, "pid"), stream, mapped);
+}
+
+/* Ctrl-C goes to QEMU, which ends by itself then; we stay to tell how. */
+static void leave_signals_to_qemu(void) {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGHUP);
+    sigprocmask(SIG_BLOCK, &signals, NULL);
+}
+
+static int run(Invocation *invocation) {
+    int status = STATUS_DONE;
+    gboolean qemu = FALSE;
+    const GOptionEntry entries[] = {
+        {"qemu", 0, 0, G_OPTION_ARG_NONE, &qemu, "What follows -- is a QEMU command", NULL},
+        G_OPTION_ENTRY_NULL,
+    };
+    if (!invocation_parse(invocation, entries, 1, 1, &status))
+        return status;
+    if (!qemu || !invocation->program || !*invocation->program)
+        return invocation_usage(invocation, "%s is missing", qemu ? "-- QEMU-COMMAND..." : "--qemu");
+
+    leave_signals_to_qemu();
+    QapiRestoreOptions options = {.dir = invocation->argv[0], .argv = invocation->program};
+    g_autoptr(QemuProcess) process = NULL;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = qapi_restore(&options, &process, &error);
+    if (!result)
+        return invocation_fail(invocation, error);
+    status = invocation_finish(invocation, result, print_restored);
+    int qemu_status = qemu_process_wait(process);
+    if (qemu_status == 0)
+        return status;
+    fprintf(stderr, "vmsnap restore: QEMU ended with status %d\n", qemu_status);
+    return STATUS_FAILED;
+}
+
+const Command command_restore = {
+    .name = "restore",
+    .operands = "DIR --qemu -- QEMU-COMMAND...",
+    .summary = "Start a QEMU from an image.",
+    .description =
+        "Everything after -- is the command that the guest was started with, without -incoming and -S.\n"
+        "It stays in the foreground and ends with QEMU. The image is not changed: it can be restored\n"
+        "again and again, and must stay where it is while the guest runs.\n\n"
+        "Example:\n"
+        "  vmsnap restore snap --qemu -- qemu-system-x86_64 -m 1G -accel kvm -kernel guest.elf",
+    .takes_program = TRUE,
+    .run = run,
+};

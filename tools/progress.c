@@ -1,0 +1,105 @@
+/* Progress bar: see progress.h. */
+#include "progress.h"
+
+#include "interrupt.h"
+#include "units.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#define REDRAW_INTERVAL_US 100000
+#define BAR_CELLS 20
+
+void progress_init(Progress *progress, const char *verb) {
+    *progress = (Progress){
+        .on = isatty(STDERR_FILENO) == 1,
+        .verb = verb,
+        .start_us = g_get_monotonic_time(),
+    };
+}
+
+static gboolean is_due(Progress *progress) {
+    gint64 now = g_get_monotonic_time();
+    if (!progress->on || now - progress->drawn_us < REDRAW_INTERVAL_US)
+        return FALSE;
+    progress->drawn_us = now;
+    return TRUE;
+}
+
+static double elapsed_s(const Progress *progress) {
+    return (double)(g_get_monotonic_time() - progress->start_us) / 1e6;
+}
+
+/* Never wider than the terminal: a wrapped line cannot be redrawn in place. All that is drawn is ASCII. */
+static void draw_line(const char *line) {
+    struct winsize size = {0};
+    int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col - 1 : 79;
+    fprintf(stderr, "\r%.*s\033[K", columns, line);
+    fflush(stderr);
+}
+
+static char *format_bar(double fraction) {
+    char cells[BAR_CELLS + 1] = {0};
+    int full = (int)(CLAMP(fraction, 0.0, 1.0) * BAR_CELLS);
+    for (int i = 0; i < BAR_CELLS; i++)
+        cells[i] = i < full ? '#' : '.';
+    return g_strdup_printf("[%s] %3.0f%%", cells, CLAMP(fraction, 0.0, 1.0) * 100);
+}
+
+/* From what is done in which time, as if it went on like this; empty while that says nothing. */
+static char *format_left(double fraction, double elapsed) {
+    if (fraction < 0.01 || fraction >= 1 || elapsed < 0.2)
+        return g_strdup("");
+    return g_strdup_printf(", %.0f s left", elapsed * (1 - fraction) / fraction + 0.5);
+}
+
+gboolean progress_bytes(uint64_t done_bytes, uint64_t total_bytes, void *opaque) {
+    Progress *progress = opaque;
+    if (is_due(progress)) {
+        double fraction = total_bytes ? (double)done_bytes / (double)total_bytes : 0;
+        double elapsed = elapsed_s(progress);
+        g_autofree char *bar = format_bar(fraction);
+        g_autofree char *done = units_format_size(done_bytes);
+        g_autofree char *total = units_format_size(total_bytes);
+        g_autofree char *rate = units_format_size((uint64_t)((double)done_bytes / MAX(elapsed, 1e-3)));
+        g_autofree char *left = format_left(fraction, elapsed);
+        g_autofree char *line =
+            g_strdup_printf("%s %s %s of %s, %s/s%s", progress->verb, bar, done, total, rate, left);
+        draw_line(line);
+    }
+    return !interrupt_seen();
+}
+
+static char *format_sweep(const Progress *progress, const SnapSaveStats *stats) {
+    double fraction = stats->pages_total ? (double)stats->pages_done / (double)stats->pages_total : 0;
+    double sweeping = (double)(stats->total_ns - MIN(stats->total_ns, stats->prepare_ns)) / 1e9;
+    g_autofree char *bar = format_bar(fraction);
+    g_autofree char *written = units_format_size(stats->bytes_written);
+    g_autofree char *rate = units_format_size((uint64_t)((double)stats->bytes_written / MAX(sweeping, 1e-3)));
+    g_autofree char *left = format_left(fraction, sweeping);
+    return g_strdup_printf("%s %s %s, %s/s%s, pages: %" G_GUINT64_FORMAT " swept, %" G_GUINT64_FORMAT " by fault",
+                           progress->verb, bar, written, rate, left, stats->pages_by_sweep, stats->pages_by_fault);
+}
+
+gboolean progress_save(const SnapSaveStats *stats, void *opaque) {
+    Progress *progress = opaque;
+    if (is_due(progress)) {
+        g_autofree char *line = NULL;
+        if (stats->phase == SNAP_SAVE_SWEEPING)
+            line = format_sweep(progress, stats);
+        else if (stats->phase == SNAP_SAVE_FINISHING)
+            line = g_strdup("everything is captured; waiting for the disk");
+        else
+            line = g_strdup("preparing; the guest runs");
+        draw_line(line);
+    }
+    return !interrupt_seen();
+}
+
+void progress_clear(Progress *progress) {
+    if (progress->drawn_us)
+        fputs("\r\033[K", stderr);
+    progress->drawn_us = 0;
+}

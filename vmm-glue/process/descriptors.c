@@ -1,0 +1,27 @@
+/* See descriptors.h. */
+#include "descriptors.h"
+
+#include <string.h>
+
+Descriptors descriptors_look(int pid) {
+    Descriptors found = {0};
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd", pid);
+    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
+    const char *name = NULL;
+    while (dir && (name = g_dir_read_name(dir))) {
+        g_autofree char *link = g_build_filename(path, name, NULL);
+        g_autofree char *where = g_file_read_link(link, NULL);
+        if (!where) {
+            continue;
+        }
+        found.userfaultfd |= strcmp(where, "anon_inode:[userfaultfd]") == 0;
+        if (!found.vfio && g_str_has_prefix(where, "/dev/vfio/")) {
+            found.vfio = g_steal_pointer(&where);
+        }
+    }
+    return found;
+}
+
+void descriptors_clear(Descriptors *descriptors) {
+    g_clear_pointer(&descriptors->vfio, g_free);
+}
