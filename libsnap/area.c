@@ -30,7 +30,7 @@ SnapArea *snap_area_new(SnapRegion *region) {
     area->block_bytes = MAX(table_bytes(region), region->granule_bytes);
     area->chunks = map_zeros(area->n_chunks, sizeof *area->chunks);
     if (region->memory == SNAP_MEMORY_SHMEM || region->memory == SNAP_MEMORY_HUGETLB) {
-        area->held = map_zeros(area->n_chunks, sizeof *area->held);
+        area->filled = map_zeros(area->n_chunks, sizeof *area->filled);
     }
     area->armed = g_array_new(FALSE, FALSE, sizeof(SnapRun));
     return area;
@@ -41,8 +41,8 @@ void snap_area_free(SnapArea *area) {
         return;
     }
     munmap(area->chunks, MAX(area->n_mapped, 1) * sizeof *area->chunks);
-    if (area->held) {
-        munmap(area->held, MAX(area->n_mapped, 1) * sizeof *area->held);
+    if (area->filled) {
+        munmap(area->filled, MAX(area->n_mapped, 1) * sizeof *area->filled);
     }
     g_array_unref(area->armed);
     snap_region_free(area->region);

@@ -42,10 +42,10 @@ typedef struct {
     uint64_t chunk_bytes;
     uint64_t block_bytes; /* what one page table maps, or the granule where that is larger */
     SnapChunkState *chunks;
-    uint64_t *held; /* shared memory only: which pages of each chunk held data when protected; see holes.h */
-    GArray *armed;  /* of SnapRun; sorted, disjoint, not adjacent */
-    bool dropped;   /* not in the guest any more when the point came: not part of the snapshot */
-    bool stale;     /* LOG: (partly) unmapped or moved, perhaps mapped anew: has to be registered again */
+    uint64_t *filled; /* shared memory only: pages of each chunk that were not zero when protected; see holes.h */
+    GArray *armed;    /* of SnapRun; sorted, disjoint, not adjacent */
+    bool dropped;     /* not in the guest any more when the point came: not part of the snapshot */
+    bool stale;       /* LOG: (partly) unmapped or moved, perhaps mapped anew: has to be registered again */
 } SnapArea;
 
 /* @region: (take). */

@@ -76,7 +76,7 @@ static bool rescue_chunk_locked(SnapTracker *tracker, const SnapExtent *part) SN
 /* The part of [address, end) in the first extent there, cut to whole granules of one chunk. */
 static bool next_part_locked(SnapTracker *tracker, uint64_t address, uint64_t end, SnapExtent *ret_part)
     SNAP_REQUIRES(tracker->lock) {
-    for (uint32_t i = 0; i < tracker->layout.n_extents; i++) {
+    for (uint32_t i = 0; i < tracker->layout.n_extents && address < end; i++) {
         SnapExtent e = tracker->layout.extents[i];
         if (e.address + e.length <= address) {
             continue;
@@ -233,7 +233,7 @@ static void apply_discard_locked(SnapTracker *tracker, uint64_t address, uint64_
     SnapExtent part;
     uint64_t offset;
     while (tracker->mode == SNAP_TRACK_SYNC && next_part_locked(tracker, address, end, &part)) {
-        if (!snap_tracker_area(tracker, part.area)->held && unsaved_locked(tracker, &part, &offset)) {
+        if (!snap_tracker_area(tracker, part.area)->filled && unsaved_locked(tracker, &part, &offset)) {
             snap_tracker_fail_locked(tracker, (SnapTrackFailure){.code = SNAP_ERROR_LOST,
                                                                  .what = "the guest discarded it (madvise)",
                                                                  .area = part.area,

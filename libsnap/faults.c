@@ -62,9 +62,8 @@ static int capture_batch(SnapTracker *tracker, SnapArea *area, uint64_t offset, 
         result = kept == 1 ? 0 : kept == 0 ? -EFAULT : kept;
     }
     for (int i = 0; i < n_pages && result == 0; i++) {
-        uint64_t at = (uint64_t)i * page_bytes;
-        result =
-            snap_holes_check(area, tracker->pagemap, offset + at, address + at, parts[i].iov_base, page_bytes);
+        bool kept = snap_holes_check(area, offset + (uint64_t)i * page_bytes, parts[i].iov_base, page_bytes);
+        result = kept ? 0 : -EFAULT;
     }
     if (result < 0) {
         give_back(tracker, indices, n_pages);

@@ -19,16 +19,13 @@
 /* ---- state blobs ----------------------------------------------------------------------------------------- */
 
 static gboolean check_state(SnapImageWriter *writer, const SnapState *state, GError **error) {
-    if (!state->name[0] || !g_utf8_validate(state->name, -1, NULL)) {
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_USAGE, "state \"%s\": the name is empty or not UTF-8",
-                    state->name);
-        return FALSE;
-    }
-    if (g_hash_table_contains(writer->state_names, state->name)) {
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_EXISTS, "state \"%s\": there is one of that name", state->name);
-        return FALSE;
-    }
-    return TRUE;
+    gboolean twice = g_hash_table_contains(writer->state_names, state->name);
+    if (!twice && state->name[0] && g_utf8_validate(state->name, -1, NULL))
+        return TRUE;
+    g_autofree char *file = snap_file_base_name(state->name); /* the name may have line breaks in it */
+    g_set_error(error, SNAP_ERROR, twice ? SNAP_ERROR_EXISTS : SNAP_ERROR_USAGE, "state \"%s\": %s", file,
+                twice ? "there is one of that name" : "the name is empty or not UTF-8");
+    return FALSE;
 }
 
 static gboolean write_state(SnapImageWriter *writer, const char *path, GBytes *data, GError **error) {
@@ -115,8 +112,16 @@ static gboolean sync_all(SnapImageWriter *writer, GError **error) {
     return snap_image_writer_drain(writer, error) && snap_image_dir_sync(&writer->dir, error);
 }
 
+static gboolean close_all(SnapImageWriter *writer, GError **error) {
+    for (GList *link; (link = g_queue_pop_head_link(&writer->open));) {
+        if (!snap_region_files_close(link->data, &writer->dir, error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
 static gboolean commit(SnapImageWriter *writer, GError **error) {
-    if (!snap_image_writer_drain(writer, error) || !sync_all(writer, error))
+    if (!snap_image_writer_drain(writer, error) || !sync_all(writer, error) || !close_all(writer, error))
         return FALSE;
     size_t length_bytes = 0;
     g_autofree char *text = snap_manifest_encode(writer->manifest, &length_bytes);

@@ -119,11 +119,13 @@ gboolean snap_image_dir_sync(SnapImageDir *dir, GError **error) {
     return fsync(dir->state_fd) == 0 || fail(dir, SNAP_DIR_STATE, error);
 }
 
-/* The directory's own entry in its parent; a parent that may not be read cannot be synced, and needs not be. */
+/* The directory's own entry in its parent. */
 static gboolean sync_parent(SnapImageDir *dir, GError **error) {
-    int parent = dir->made ? openat(dir->fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    if (parent < 0)
+    if (!dir->made)
         return TRUE;
+    int parent = openat(dir->fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (parent < 0) /* one that may not be read cannot be synced, and that is no reason to fail */
+        return errno == EACCES || errno == EPERM || fail(dir, "..", error);
     int result = fsync(parent);
     int errnum = errno;
     close(parent);

@@ -233,26 +233,25 @@ static gboolean add_range(GArray *ranges, uint64_t start, uint64_t length_bytes)
     return TRUE;
 }
 
-static gboolean check_region(SnapImageWriter *writer, const SnapManifestRegion *region, GError **error) {
+/* What is wrong with a region, for people; NULL, and its addresses are taken, when nothing is. */
+static const char *check_region(SnapImageWriter *writer, const SnapManifestRegion *region) {
     const char *wrong = snap_manifest_region_check(region);
     if (!wrong && region->page_bytes > writer->manifest->page_bytes)
         wrong = "its pages are larger than the writer's buffers";
     if (!wrong && !add_range(writer->ranges, region->host_address, region->length_bytes))
         wrong = "it overlaps another region";
-    if (wrong)
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_USAGE, "region \"%s\": %s", region->name, wrong);
-    return !wrong;
+    return wrong;
 }
 
 gboolean snap_image_writer_add_region(SnapImageWriter *writer, const SnapRegion *region, GError **error) {
-    if (g_hash_table_contains(writer->names, region->name)) {
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_EXISTS, "region \"%s\": there is one of that name",
-                    region->name);
-        return FALSE;
-    }
     GPtrArray *added = writer->manifest->regions;
     SnapManifestRegion *entry = snap_manifest_add_region(writer->manifest, region);
-    if (!check_region(writer, entry, error)) {
+    gboolean twice = g_hash_table_contains(writer->names, region->name);
+    const char *wrong = twice ? "there is one of that name" : check_region(writer, entry);
+    if (wrong) {
+        /* By file name: what a guest calls its memory may have line breaks in it. */
+        g_set_error(error, SNAP_ERROR, twice ? SNAP_ERROR_EXISTS : SNAP_ERROR_USAGE, "region \"%s\": %s",
+                    entry->file, wrong);
         g_ptr_array_remove_index(added, added->len - 1);
         return FALSE;
     }

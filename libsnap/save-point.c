@@ -15,6 +15,8 @@ enum {
     STAGING_MIN_CHUNKS = 2,
 };
 
+#define YOUNG_BYTES (UINT64_C(1) << 20)
+#define EAGER_MAX_BYTES (UINT64_C(16) << 20) /* some 4 ms of pause */
 #define DEFAULT_BUFFER_BYTES (UINT64_C(64) << 20)
 
 /* ---- regions --------------------------------------------------------------------------------------------- */
@@ -80,25 +82,44 @@ static gboolean divide_buffer(SnapSave *save, GPtrArray *regions, guint *ret_sta
     return TRUE;
 }
 
-static gboolean take_region(SnapSave *save, SnapRegion *region, GError **error) {
+/*
+ * Copied in the pause rather than swept: mappings that came up since the first listing, because what is young is
+ * likely to be gone soon, and after a loss everything as small as what was lost. munmap() cannot be held up as a
+ * write can.
+ */
+static bool is_short_lived(const SnapSave *save, const SnapRegion *region, bool stands) {
+    uint64_t limit = MIN(MAX(stands ? YOUNG_BYTES : 0, save->eager_bytes), EAGER_MAX_BYTES);
+    return region->length_bytes <= limit && save->copied_bytes + region->length_bytes <= EAGER_MAX_BYTES;
+}
+
+static void take_copy(SnapSave *save, SnapRegion *region) {
+    CopiedRegion copy = {.region = region};
+    g_array_append_val(save->copied, copy);
+    save->copied_bytes += region->length_bytes;
+}
+
+static gboolean take_region(SnapSave *save, SnapRegion *region, bool stands, GError **error) {
     switch (region->memory) {
     case SNAP_MEMORY_FIXED:
         g_ptr_array_add(save->fixed, region);
         return TRUE;
-    case SNAP_MEMORY_COPIED: {
-        CopiedRegion copy = {.region = region};
-        g_array_append_val(save->copied, copy);
+    case SNAP_MEMORY_COPIED:
+        take_copy(save, region);
         return TRUE;
-    }
     default:
-        return snap_tracker_add(save->tracker, region, error);
+        if (is_short_lived(save, region, stands)) {
+            take_copy(save, region);
+            return TRUE;
+        }
+        return snap_tracker_add(save->tracker, region, stands, error);
     }
 }
 
 /* Hand all regions on; @regions is empty after it. */
 static gboolean take_regions(SnapSave *save, GPtrArray *regions, GError **error) {
     while (regions->len > 0) {
-        if (!snap_save_go_on(save, error) || !take_region(save, g_ptr_array_steal_index(regions, 0), error)) {
+        if (!snap_save_go_on(save, error) ||
+            !take_region(save, g_ptr_array_steal_index(regions, 0), false, error)) {
             return FALSE;
         }
     }
@@ -212,7 +233,7 @@ static gboolean reconcile(SnapSave *save, GError **error) {
             i++;
             continue;
         }
-        if (!take_region(save, g_ptr_array_steal_index(regions, i), error)) {
+        if (!take_region(save, g_ptr_array_steal_index(regions, i), true, error)) {
             return FALSE;
         }
     }

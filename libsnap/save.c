@@ -79,7 +79,7 @@ static void begin_attempt(SnapSave *save) {
     save->copied = g_array_new(FALSE, FALSE, sizeof(CopiedRegion));
     save->states = g_ptr_array_new_with_free_func((GDestroyNotify)snap_state_free);
     save->numbers = g_array_new(FALSE, FALSE, sizeof(guint));
-    save->empty_pages = 0;
+    save->empty_pages = save->copied_bytes = 0;
     snap_lock(&save->lock);
     save->stats = (SnapSaveStats){.phase = SNAP_SAVE_PREPARING, .attempts = save->stats.attempts + 1};
     snap_unlock(&save->lock);
@@ -87,6 +87,9 @@ static void begin_attempt(SnapSave *save) {
 
 /* The guest first: it is released before anything is removed from disk. */
 static void end_attempt(SnapSave *save) {
+    if (save->tracker) {
+        save->eager_bytes = MAX(save->eager_bytes, snap_tracker_lost_bytes(save->tracker));
+    }
     g_clear_pointer(&save->tracker, snap_tracker_free);
     g_clear_pointer(&save->writer, snap_image_writer_free);
     for (guint i = 0; i < save->copied->len; i++) {

@@ -18,7 +18,7 @@ enum {
     SNAP_SINK_WAIT_MS = 50, /* between looks at cancel and at the guest while the sink is slow */
 };
 
-/* A region that cannot be protected, as it was in the pause. */
+/* A region that was copied in the pause: it cannot be protected, or is too short-lived. */
 typedef struct {
     SnapRegion *region;
     uint8_t *data;
@@ -55,7 +55,9 @@ struct SnapSave {
     uint64_t paced_ns; /* when the bandwidth limit lets the next chunk go */
     guint n_staging;
     guint fewest_free;
-    uint64_t empty_pages; /* of blocks that held nothing at the point: never armed, read or written */
+    uint64_t copied_bytes; /* in copied */
+    uint64_t eager_bytes;  /* regions up to this are copied in the pause: a loss in an earlier attempt taught it */
+    uint64_t empty_pages;  /* of blocks that held nothing at the point: never armed, read or written */
 };
 
 /* ---- save.c ---------------------------------------------------------------------------------------------- */

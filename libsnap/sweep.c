@@ -156,9 +156,8 @@ static int copy_pages(SnapTracker *tracker, uint32_t area_index, uint64_t chunk,
         if (result == 0) {
             result = verify(tracker, address, address + n * page_bytes);
         }
-        if (result == 0) {
-            result =
-                snap_holes_check(area, tracker->pagemap, offset, address, data + i * page_bytes, n * page_bytes);
+        if (result == 0 && !snap_holes_check(area, offset, data + i * page_bytes, n * page_bytes)) {
+            result = -EFAULT;
         }
         if (result < 0) {
             return result;
@@ -273,17 +272,19 @@ static void take_preimages(SnapTracker *tracker, const SnapArea *area, uint32_t 
 }
 
 static gboolean lost(SnapTracker *tracker, SnapUnit unit, int result, GError **error) {
-    if (snap_tracker_failed(tracker, error)) {
-        return FALSE; /* it knows better why */
-    }
     const SnapArea *area = snap_tracker_area(tracker, unit.area);
-    g_set_error(error, SNAP_ERROR, result == -ESRCH ? SNAP_ERROR_GUEST_GONE : SNAP_ERROR_LOST,
-                "region %s, near 0x%" G_GINT64_MODIFIER "x: %s", area->region->name,
-                area->region->host_address + unit.first * area->chunk_bytes,
-                result == -ESRCH    ? "the guest ended"
-                : result == -EFAULT ? "the guest discarded it (munmap or hole punching)"
-                                    : g_strerror(-result));
-    return FALSE;
+    snap_lock(&tracker->lock);
+    snap_tracker_fail_locked(tracker,
+                             (SnapTrackFailure){.code = result == -ESRCH ? SNAP_ERROR_GUEST_GONE : SNAP_ERROR_LOST,
+                                                .what = result == -ESRCH ? "the guest ended"
+                                                        : result == -EFAULT
+                                                            ? "the guest discarded it (munmap or hole punching)"
+                                                            : "cannot read it",
+                                                .errnum = result == -ESRCH || result == -EFAULT ? 0 : -result,
+                                                .area = unit.area,
+                                                .offset = unit.first * area->chunk_bytes});
+    snap_unlock(&tracker->lock);
+    return !snap_tracker_failed(tracker, error);
 }
 
 gboolean snap_sweep_capture(SnapTracker *tracker, SnapUnit unit, SnapChunk **buffers, GError **error) {

@@ -170,6 +170,13 @@ gboolean snap_tracker_failed(SnapTracker *tracker, GError **error) {
     return TRUE;
 }
 
+uint64_t snap_tracker_lost_bytes(SnapTracker *tracker) {
+    snap_lock(&tracker->lock);
+    SnapTrackFailure failure = tracker->failure;
+    snap_unlock(&tracker->lock);
+    return failure.code == SNAP_ERROR_LOST ? snap_tracker_area(tracker, failure.area)->region->length_bytes : 0;
+}
+
 void snap_tracker_touch_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk, uint64_t mask) {
     SnapChunkState *state = &snap_tracker_area(tracker, area)->chunks[chunk];
     /* One entry a chunk: its word says which pages. */
@@ -257,7 +264,7 @@ static int arm_gaps(SnapTracker *tracker, SnapArea *area, uint64_t *ret_pages) {
         snap_unlock(&tracker->lock);
         int result = protect_run(tracker, area, run);
         if (result == 0) {
-            result = snap_holes_record(area, tracker->pagemap, run);
+            result = snap_holes_record_run(area, &tracker->reader, tracker->pagemap, run);
         }
         if (result < 0) {
             return result;
@@ -272,7 +279,7 @@ static int register_area(const SnapTracker *tracker, const SnapArea *area) {
     return snap_uffd_register(tracker->uffd, area->region->host_address, area->region->length_bytes);
 }
 
-gboolean snap_tracker_add(SnapTracker *tracker, SnapRegion *region, GError **error) {
+gboolean snap_tracker_add(SnapTracker *tracker, SnapRegion *region, bool stands, GError **error) {
     SnapArea *area = snap_area_new(region);
     snap_lock(&tracker->lock);
     g_ptr_array_add(tracker->areas, area);
@@ -280,8 +287,9 @@ gboolean snap_tracker_add(SnapTracker *tracker, SnapRegion *region, GError **err
     snap_unlock(&tracker->lock);
 
     int result = register_area(tracker, area);
-    if (result == -ENOMEM || result == -ENOENT) {
-        area->dropped = true; /* the guest unmapped it since it was listed */
+    if (!stands && (result == -ENOMEM || result == -ENOENT || result == -EINVAL)) {
+        /* Most likely unmapped since it was listed (EINVAL says that too). The listing at the point will tell. */
+        area->dropped = true;
         return TRUE;
     }
     if (result < 0) {
@@ -326,14 +334,8 @@ static GArray *take_touched(SnapTracker *tracker) {
     return taken;
 }
 
-/* Protect the touched pages of one chunk again, run by run. */
-static int protect_touched(SnapTracker *tracker, SnapArea *area, uint64_t chunk, uint64_t *ret_pages) {
-    snap_lock(&tracker->lock);
-    uint64_t mask = area->chunks[chunk].claimed;
-    area->chunks[chunk].claimed = 0;
-    snap_unlock(&tracker->lock);
-    *ret_pages += (uint64_t)__builtin_popcountll(mask);
-    snap_holes_touched(area, chunk, mask);
+/* Protect some pages of one chunk again, run by run. */
+static int protect_pages(const SnapTracker *tracker, const SnapArea *area, uint64_t chunk, uint64_t mask) {
     uint64_t granule_pages = MAX(area->region->granule_bytes / area->region->page_bytes, 1);
     while (mask) {
         unsigned first = (unsigned)__builtin_ctzll(mask);
@@ -354,6 +356,16 @@ static int protect_touched(SnapTracker *tracker, SnapArea *area, uint64_t chunk,
     return 0;
 }
 
+static int protect_touched(SnapTracker *tracker, SnapArea *area, uint64_t chunk, uint64_t *ret_pages) {
+    snap_lock(&tracker->lock);
+    uint64_t mask = area->chunks[chunk].claimed;
+    area->chunks[chunk].claimed = 0;
+    snap_unlock(&tracker->lock);
+    *ret_pages += (uint64_t)__builtin_popcountll(mask);
+    int result = protect_pages(tracker, area, chunk, mask);
+    return result < 0 ? result : snap_holes_record_pages(area, &tracker->reader, chunk, mask);
+}
+
 /* After a munmap or mremap in it: the mapping may be a new one, never registered. */
 static int renew_area(SnapTracker *tracker, SnapArea *area, uint64_t *ret_pages) {
     snap_lock(&tracker->lock);
@@ -369,7 +381,7 @@ static int renew_area(SnapTracker *tracker, SnapArea *area, uint64_t *ret_pages)
         *ret_pages += (run.end - run.first) * SNAP_CHUNK_PAGES;
         result = protect_run(tracker, area, run);
         if (result == 0) {
-            result = snap_holes_record(area, tracker->pagemap, run);
+            result = snap_holes_record_run(area, &tracker->reader, tracker->pagemap, run);
         }
     }
     if (result < 0) {
@@ -449,7 +461,7 @@ gboolean snap_tracker_point(SnapTracker *tracker, GError **error) {
 static void unregister_bytes(const SnapTracker *tracker, uint64_t start, uint64_t end, uint64_t piece) {
     uint64_t waited_us = 0;
     while (start < end) {
-        uint64_t next = MIN(end, start / piece * piece + piece);
+        uint64_t next = piece == UINT64_MAX ? end : MIN(end, start / piece * piece + piece);
         int result = snap_uffd_unregister(tracker->uffd, start, next - start);
         if (result == -EAGAIN && waited_us < EVENT_WAIT_US) {
             usleep(EVENT_STEP_US);
@@ -473,7 +485,9 @@ void snap_tracker_release(SnapTracker *tracker) {
     snap_unlock(&tracker->lock);
     for (uint32_t i = 0; i < n; i++) {
         const SnapArea *area = snap_tracker_area(tracker, extents[i].area);
-        unregister_bytes(tracker, extents[i].address, extents[i].address + extents[i].length,
-                         PIECE_BLOCKS * area->block_bytes);
+        /* A cut mapping grows together again when all is done, but for hugetlb, whose mappings never merge. */
+        bool whole = area->region->granule_bytes > area->region->page_bytes;
+        uint64_t piece = whole ? UINT64_MAX : PIECE_BLOCKS * area->block_bytes;
+        unregister_bytes(tracker, extents[i].address, extents[i].address + extents[i].length, piece);
     }
 }

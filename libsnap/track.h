@@ -112,10 +112,11 @@ void snap_tracker_free(SnapTracker *tracker);
 void snap_tracker_start(SnapTracker *tracker);
 
 /*
- * Register @region (take) and protect what it holds. The guest may run. Errors: REFUSED, another userfaultfd has
- * it; NOT_SUPPORTED, this kind of mapping cannot be protected; GUEST_GONE.
+ * Register @region (take) and protect what it holds. @stands: the guest does not run, so what was listed is there;
+ * else a region that has gone is dropped without an error. Errors: REFUSED, another userfaultfd has it;
+ * NOT_SUPPORTED, this kind of mapping cannot be protected; GUEST_GONE.
  */
-gboolean snap_tracker_add(SnapTracker *tracker, SnapRegion *region, GError **error);
+gboolean snap_tracker_add(SnapTracker *tracker, SnapRegion *region, bool stands, GError **error);
 
 /* One pre-arm round: protect what was touched or filled since the last. @ret_pages: how much that was. */
 gboolean snap_tracker_round(SnapTracker *tracker, uint64_t *ret_pages, GError **error);
@@ -129,8 +130,11 @@ gboolean snap_tracker_point(SnapTracker *tracker, GError **error);
 /* → OFF: un-protect everything and forget the registrations, in pieces that do not hold up the guest. */
 void snap_tracker_release(SnapTracker *tracker);
 
-/* Whether the fault thread has given up; sets *error then, naming region and address. */
+/* Whether fault thread or sweep have given up; sets *error then, naming region and address. */
 gboolean snap_tracker_failed(SnapTracker *tracker, GError **error);
+
+/* Length of the region that was LOST, or 0 when none was. */
+uint64_t snap_tracker_lost_bytes(SnapTracker *tracker);
 
 /* Set the failure, if it is the first; the guest is released from then on. */
 void snap_tracker_fail_locked(SnapTracker *tracker, SnapTrackFailure failure) SNAP_REQUIRES(tracker->lock);

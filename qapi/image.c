@@ -49,9 +49,8 @@ static void add_head(json_object *object, const SnapImage *image) {
 
 static json_object *statistics_to_json(const SnapImage *image) {
     static const char *const names[] = {
-        "pause-us",       "prepare-ms",        "total-ms", "pages-total",  "pages-zero",   "pages-by-sweep",
-        "pages-by-fault", "bytes-written",     "faults",   "fault-p50-us", "fault-p99-us", "fault-p999-us",
-        "fault-max-us",   "peak-buffer-bytes", "attempts",
+        "pause-us",      "prepare-ms", "pages-total",  "pages-zero",   "pages-by-sweep", "pages-by-fault",
+        "bytes-written", "faults",     "fault-p50-us", "fault-p99-us", "fault-max-us",   "peak-buffer-bytes",
     };
     json_object *object = json_object_new_object();
     for (guint i = 0; i < G_N_ELEMENTS(names); i++)

@@ -16,10 +16,10 @@ static void print_region(json_object *region) {
     g_autofree char *guest = result_object(region, "guest-address")
                                  ? g_strdup_printf("%#" PRIx64, result_uint(region, "guest-address"))
                                  : g_strdup("-");
+    g_autofree char *granule = units_format_size(result_uint(region, "granule-bytes"));
     g_autofree char *name = units_format_text(result_string(region, "name"));
-    printf("  %-15s %-11s %#-18" PRIx64 " %-18s %10s %10s  %s\n", result_string(region, "memory"),
-           result_uint(region, "granule-bytes") != result_uint(region, "page-bytes") ? "huge pages" : "base pages",
-           result_uint(region, "host-address"), guest, length, data, name);
+    printf("  %-15s %#-18" PRIx64 " %-18s %10s %10s %10s  %s\n", result_string(region, "memory"),
+           result_uint(region, "host-address"), guest, length, data, granule, name);
 }
 
 static void print_info(json_object *result) {
@@ -43,8 +43,8 @@ static void print_info(json_object *result) {
         printf("%s%s", i ? ", " : "state    ", json_object_get_string(json_object_array_get_idx(states, i)));
     puts(json_object_array_length(states) ? "" : "state    none");
 
-    printf("  %-15s %-11s %-18s %-18s %10s %10s  %s\n", "memory", "protected", "host address", "guest address",
-           "length", "data", "region");
+    printf("  %-15s %-18s %-18s %10s %10s %10s  %s\n", "memory", "host address", "guest address", "length", "data",
+           "granule", "region");
     for (size_t i = 0; i < json_object_array_length(regions); i++)
         print_region(json_object_array_get_idx(regions, i));
 }

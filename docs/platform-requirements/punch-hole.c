@@ -1,8 +1,9 @@
 /*
  * A hole punched by fallocate(2) into a protected page of a memfd, plain or hugetlb, drops the content and leaves
  * the protection: a marker stays where the page was, PAGE_IS_WRITTEN stays clear, the next write is caught as if
- * nothing had happened, and there is no event. The same holds for ftruncate(2) down and up again. The only trace
- * is the hole in the file (seek-data.c says where that can be seen).
+ * nothing had happened, and there is no event. ftruncate(2) down and up again does the same to a plain memfd; in a
+ * hugetlb one it drops the markers too. The only trace is the hole in the file (seek-data.c says where that can be
+ * seen).
  *
  * Relied on as a limit: "still protected" does not mean "still the content". What was populated at the point in
  * time has to be known, and a page that has become a hole since is a loss, never zeros.
@@ -17,7 +18,7 @@ static char first_byte(int memfd, size_t offset) {
 }
 
 /* Pages 0 and 1 have content, 2 and 3 are holes; 1 and 2 are punched. */
-static void check_kind(const char *kind, int memfd, size_t page) {
+static void check_kind(const char *kind, int memfd, size_t page, bool truncate_keeps_protection) {
     printf("%s\n", kind);
     const size_t length = 4 * page;
     char *memory = map(length, MAP_SHARED, memfd);
@@ -34,12 +35,15 @@ static void check_kind(const char *kind, int memfd, size_t page) {
     for (size_t i = 0; i < 4; i++)
         CHECK(!page_is_written(memory + i * page));
 
+    CHECK(write_is_caught(fd, memory + 2 * page, page));
+    CHECK(uffd_protect(fd, memory, length) == 0);
+
     CHECK(ftruncate(memfd, 0) == 0 && ftruncate(memfd, (off_t)length) == 0);
     CHECK(!uffd_wait(fd, QUIET_MS));
     for (size_t i = 0; i < 4; i++) {
         CHECK(first_byte(memfd, i * page) == 0);
         CHECK(!page_is_written(memory + i * page));
-        CHECK(write_is_caught(fd, memory + i * page, page));
+        CHECK(write_is_caught(fd, memory + i * page, page) == truncate_keeps_protection);
     }
     CHECK(memory[1] == 0 && memory[page + 1] == 0);
     close(fd);
@@ -48,9 +52,9 @@ static void check_kind(const char *kind, int memfd, size_t page) {
 }
 
 int main(void) {
-    check_kind("memfd", make_memfd(4 * page_bytes()), page_bytes());
+    check_kind("memfd", make_memfd(4 * page_bytes()), page_bytes(), true);
     size_t huge = 0;
     int memfd = make_hugetlb_memfd(4, &huge);
-    check_kind("hugetlb memfd", memfd, huge);
+    check_kind("hugetlb memfd", memfd, huge, false);
     return 0;
 }

@@ -216,7 +216,7 @@ static void parse_options(int argc, char **argv, Options *options) {
     while ((option = getopt_long(argc, argv, "", table, NULL)) != -1)
         parse_option(option, options);
     complete_layout(&options->layout);
-    if (optind + !options->has_process != argc)
+    if (optind + !options->has_process != argc || options->offset % SEQ_WORD_BYTES)
         usage();
     options->file = argv[optind];
 }

@@ -250,7 +250,7 @@ static void computation_interrupted_goes_on(void **state) {
 
 /* ---- signals --------------------------------------------------------------------------------------------- */
 
-static TargetShared *counting;
+static TargetShared *volatile counting;
 
 static void count_signal(int number) {
     (void)number;
@@ -276,7 +276,7 @@ static void signals_during_injection_are_all_delivered(void **state) {
     pid_t sender = fork();
     if (sender == 0) {
         for (int i = 0; i < N_SIGNALS; i++) {
-            while (sigqueue(target->pid, SIGRTMIN, (union sigval){0}) < 0) {
+            while (sigqueue(target->pid, SIGRTMIN, (union sigval){0}) < 0 && errno == EAGAIN) {
             }
             usleep(100);
         }
@@ -395,7 +395,10 @@ static void snapshotter_killed_leaves_target_as_it_was(void **state) {
         kill(snapshotter, SIGKILL);
         waitpid(snapshotter, NULL, 0);
         uint64_t steps = target->shared->steps;
-        assert_true(target_await(&target->shared->steps, steps + 1000, 1000));
+        if (!target_await(&target->shared->steps, steps + 1000, 3000)) {
+            fail_msg("the target stands still in state %c, traced by %d", target_state(target->pid),
+                     (int)target_tracer(target->pid));
+        }
         await_end((pid_t)target->shared->result);
         g_autofree char *after = target_descriptors(target->pid);
         assert_string_equal(before, after);

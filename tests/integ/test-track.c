@@ -147,7 +147,7 @@ static void snapshot(Rig *rig, SnapMemory memory, uint32_t pool_pages) {
     rig->tracker = snap_tracker_new(getpid(), snap_uffd_open(), pool_pages, SNAP_AT_CAP_BLOCK, &error);
     fail_on(error);
     snap_tracker_start(rig->tracker);
-    snap_tracker_add(rig->tracker, describe(rig, memory), &error);
+    snap_tracker_add(rig->tracker, describe(rig, memory), false, &error);
     fail_on(error);
     for (int i = 0; i < ROUNDS_AHEAD; i++) {
         uint64_t pages;

@@ -27,10 +27,12 @@
 #define FIX_ROM_PAGES 3u
 #define FIX_STATE "registers of vCPU 0"
 
-static G_GNUC_UNUSED void expect_ok(gboolean good, GError *error) {
-    if (!good || error)
-        fail_msg("unexpected error: %s", error ? error->message : "(none set)");
+static G_GNUC_UNUSED void expect_ok_(gboolean good, GError **error) {
+    if (!good || *error)
+        fail_msg("unexpected error: %s", *error ? (*error)->message : "(none set)");
 }
+/* A macro: @error is looked at only after @good, which sets it, has been evaluated. */
+#define expect_ok(good, error) expect_ok_(good, &(error))
 
 /* @error has @code, and its text has @text. Frees it. */
 static G_GNUC_UNUSED void expect_error(GError **error, SnapErrorCode code, const char *text) {

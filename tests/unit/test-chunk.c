@@ -25,9 +25,9 @@ static void page_bytes_only_powers_of_two_in_range(void **state) {
     const struct {
         uint64_t page_bytes;
         gboolean good;
-    } cases[] = {{0, 0},     {1, 0},     {256, 0},     {512, 1},           {4096, 1},
-                 {4097, 0},  {12288, 0}, {65536, 1},   {1 << 25, 1},       {1 << 26, 0},
-                 {~0ull, 0}, {6144, 0},  {1 << 14, 1}, {UINT64_C(1) << 63, 0}};
+    } cases[] = {
+        {0, 0},     {1, 0},       {256, 0},     {512, 1},   {4096, 1}, {4097, 0},    {12288, 0},
+        {65536, 1}, {1 << 25, 1}, {1 << 26, 0}, {~0ull, 0}, {6144, 0}, {1 << 14, 1}, {UINT64_C(1) << 63, 0}};
     for (guint i = 0; i < G_N_ELEMENTS(cases); i++)
         assert_int_equal(snap_page_bytes_ok(cases[i].page_bytes), cases[i].good);
 }
@@ -98,12 +98,12 @@ static void hash_is_of_stored_pages_in_order(void **state) {
 
 static void record_encode_bytes_are_as_documented(void **state) {
     (void)state;
-    const SnapChunkRecord record = {0x0807060504030201, 0x1817161514131211, 0x2827262524232221, 0x34333231, 0x44434241,
-                                    0x5857565554535251};
-    const uint8_t expected[SNAP_INDEX_RECORD_BYTES] = {
-        0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16,
-        0x17, 0x18, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27, 0x28, 0x31, 0x32, 0x33, 0x34,
-        0x41, 0x42, 0x43, 0x44, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56, 0x57, 0x58};
+    const SnapChunkRecord record = {0x0807060504030201, 0x1817161514131211, 0x2827262524232221,
+                                    0x34333231,         0x44434241,         0x5857565554535251};
+    const uint8_t expected[SNAP_INDEX_RECORD_BYTES] = {0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x11, 0x12,
+                                                       0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x21, 0x22, 0x23, 0x24,
+                                                       0x25, 0x26, 0x27, 0x28, 0x31, 0x32, 0x33, 0x34, 0x41, 0x42,
+                                                       0x43, 0x44, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56, 0x57, 0x58};
     uint8_t bytes[SNAP_INDEX_RECORD_BYTES];
     snap_chunk_record_encode(&record, bytes);
     assert_memory_equal(bytes, expected, sizeof bytes);

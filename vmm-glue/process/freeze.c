@@ -22,21 +22,19 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "libsnap.h"
+#include "pace.h"
 #include "target.h"
 #include "tracee.h"
 
 enum { XSTATE_MAX_BYTES = 1 << 14, PENDING_MAX = 8 };
-#define SPIN_NS 1000000
 #define DEATH_TIMEOUT_NS 1000000000
 #define SIGNAL_SET_BYTES 8 /* the kernel's sigset_t */
 
@@ -44,6 +42,7 @@ struct Freeze {
     int pid;
     GArray *threads;   /* of FreezeThread */
     uint64_t begin_ns; /* first interrupt; 0 when nothing was asked to stop */
+    Pace pace;         /* before it */
 };
 
 static FreezeThread *thread_at(const Freeze *freeze, guint i) {
@@ -222,10 +221,28 @@ static guint collect(Freeze *freeze) {
     return n_running;
 }
 
-static void interrupt_running(Freeze *freeze) {
+/* The pause begins: from here to its end nobody else is to hold us up. */
+static void begin(Freeze *freeze) {
     if (!freeze->begin_ns) {
-        freeze->begin_ns = tracee_now_ns();
+        pace_hurry(&freeze->pace);
+        freeze->begin_ns = pace_now_ns();
     }
+}
+
+/* Return: how long it was, in ns. */
+static uint64_t end(Freeze *freeze) {
+    uint64_t begin_ns = freeze->begin_ns;
+    if (!begin_ns) {
+        return 0;
+    }
+    uint64_t stopped_ns = pace_now_ns() - begin_ns;
+    freeze->begin_ns = 0;
+    pace_relax(&freeze->pace);
+    return stopped_ns;
+}
+
+static void interrupt_running(Freeze *freeze) {
+    begin(freeze);
     for (guint i = 0; i < freeze->threads->len; i++) {
         if (thread_at(freeze, i)->state == FREEZE_RUNNING) {
             (void)ptrace(PTRACE_INTERRUPT, thread_at(freeze, i)->tid, NULL, NULL);
@@ -250,17 +267,12 @@ static gboolean fail_by_name(const Freeze *freeze, uint64_t timeout_ns, GError *
 }
 
 static gboolean collect_all(Freeze *freeze, uint64_t timeout_ns, GError **error) {
-    uint64_t begin = tracee_now_ns();
+    uint64_t begin_ns = pace_now_ns();
     while (collect(freeze) > 0) {
-        uint64_t waited = tracee_now_ns() - begin;
-        if (waited > timeout_ns) {
+        if (pace_now_ns() - begin_ns > timeout_ns) {
             return fail_by_name(freeze, timeout_ns, error);
         }
-        if (waited < SPIN_NS) {
-            sched_yield();
-        } else {
-            nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
-        }
+        pace_wait(begin_ns);
     }
     return TRUE;
 }
@@ -321,8 +333,7 @@ gboolean freeze_stop(Freeze *freeze, uint64_t timeout_ns, GError **error) {
         return TRUE;
     }
     if (!freeze->begin_ns) {
-        freeze->begin_ns = tracee_now_ns(); /* seized, not interrupted: those are let go as well */
-        interrupt_running(freeze);
+        interrupt_running(freeze); /* to be let go they have to be stopped */
         (void)collect_all(freeze, timeout_ns, NULL);
     }
     (void)freeze_go(freeze, NULL, NULL);
@@ -335,8 +346,7 @@ gboolean freeze_stop(Freeze *freeze, uint64_t timeout_ns, GError **error) {
 static void bury(FreezeThread *thread) {
     int status = 0;
     thread->state = FREEZE_ENDED;
-    if (tracee_wait(thread->tid, tracee_now_ns() + DEATH_TIMEOUT_NS, SPIN_NS, &status) == 0 &&
-        WIFSTOPPED(status)) {
+    if (tracee_wait(thread->tid, pace_now_ns() + DEATH_TIMEOUT_NS, &status) == 0 && WIFSTOPPED(status)) {
         (void)ptrace(PTRACE_DETACH, thread->tid, NULL, (void *)(intptr_t)(status >> 16 ? 0 : WSTOPSIG(status)));
     }
 }
@@ -355,8 +365,7 @@ gboolean freeze_go(Freeze *freeze, uint64_t *ret_stopped_ns, GError **error) {
             n_gone++;
         }
     }
-    uint64_t stopped_ns = freeze->begin_ns ? tracee_now_ns() - freeze->begin_ns : 0;
-    freeze->begin_ns = 0;
+    uint64_t stopped_ns = end(freeze);
     for (guint i = 0; n_gone > 0 && i < freeze->threads->len; i++) {
         if (thread_at(freeze, i)->state == FREEZE_ENDED && thread_at(freeze, i)->captured) {
             bury(thread_at(freeze, i));

@@ -31,6 +31,7 @@
 
 #include "inject.h"
 #include "libsnap.h"
+#include "pace.h"
 
 enum { GUARD_SOCKET = 3, LAST_WORDS_TIMEOUT_MS = 5000, ANSWER_TIMEOUT_MS = 120000 };
 
@@ -107,7 +108,9 @@ static ssize_t receive_message(int sock, void *data, size_t length, int *ret_fd)
 
 static G_NORETURN void run_worker(const InjectRequest *request) {
     InjectResult result;
+    Pace before; /* is not put back: this process ends */
     prctl(PR_SET_NAME, "vmsnap-inject", 0, 0, 0);
+    pace_hurry(&before);
     int fd = inject_open_uffd(request, &result);
     (void)send_message(GUARD_SOCKET, &result, sizeof(result), fd);
     _exit(0); /* an undeliverable descriptor is closed here; a thread that never stopped is let go */

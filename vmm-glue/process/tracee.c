@@ -17,31 +17,24 @@
 
 #include <elf.h>
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "pace.h"
 
 #define CODE_SEGMENT_64_BIT 0x33 /* __USER_CS */
 #define KERNEL_ERESTARTNOHAND 514
 #define SYSCALL_INSTRUCTION_BYTES 2
 #define SIGNAL_SET_BYTES 8 /* the kernel's sigset_t */
 #define CALL_TIMEOUT_NS (2 * G_GUINT64_CONSTANT(1000000000))
-#define SPIN_NS 100000
 
-uint64_t tracee_now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-int tracee_wait(pid_t tid, uint64_t deadline_ns, uint64_t spin_ns, int *ret_status) {
-    uint64_t begin = tracee_now_ns();
+int tracee_wait(pid_t tid, uint64_t deadline_ns, int *ret_status) {
+    uint64_t begin = pace_now_ns();
     for (;;) {
         pid_t got = waitpid(tid, ret_status, __WALL | WNOHANG);
         if (got == tid) {
@@ -50,15 +43,10 @@ int tracee_wait(pid_t tid, uint64_t deadline_ns, uint64_t spin_ns, int *ret_stat
         if (got < 0 && errno != EINTR) {
             return -errno;
         }
-        uint64_t now = tracee_now_ns();
-        if (now >= deadline_ns) {
+        if (pace_now_ns() >= deadline_ns) {
             return -ETIMEDOUT;
         }
-        if (now - begin < spin_ns) {
-            sched_yield();
-        } else {
-            nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
-        }
+        pace_wait(begin);
     }
 }
 
@@ -83,10 +71,10 @@ gboolean tracee_restart_interrupted(struct user_regs_struct *registers) {
 
 /* Wait for the stop that INTERRUPT asked for, or a group-stop. */
 static int wait_for_stop(pid_t tid, uint64_t timeout_ns) {
-    uint64_t deadline = tracee_now_ns() + timeout_ns;
+    uint64_t deadline = pace_now_ns() + timeout_ns;
     for (;;) {
         int status = 0;
-        int r = tracee_wait(tid, deadline, SPIN_NS, &status);
+        int r = tracee_wait(tid, deadline, &status);
         if (r < 0) {
             return r == -ECHILD ? -ESRCH : r;
         }
@@ -170,13 +158,13 @@ int tracee_stop(Tracee *tracee, gboolean seccomp, uint64_t timeout_ns) {
 
 /* Let it run one instruction. What must not interfere is put off or passed over. */
 static int step(Tracee *tracee) {
-    uint64_t deadline = tracee_now_ns() + CALL_TIMEOUT_NS;
+    uint64_t deadline = pace_now_ns() + CALL_TIMEOUT_NS;
     for (;;) {
         int status = 0;
         if (ptrace(PTRACE_SINGLESTEP, tracee->tid, NULL, NULL) < 0) {
             return -errno;
         }
-        int r = tracee_wait(tracee->tid, deadline, SPIN_NS, &status);
+        int r = tracee_wait(tracee->tid, deadline, &status);
         if (r < 0) {
             return r;
         }

@@ -22,15 +22,11 @@ typedef struct {
     gboolean stop_again; /* a SIGSTOP arrived while we worked */
 } Tracee;
 
-/** tracee_now_ns: CLOCK_MONOTONIC. */
-uint64_t tracee_now_ns(void);
-
 /**
  * tracee_wait: wait until thread @tid, which this thread traces, stops or ends.
- * @spin_ns: this long by yielding the CPU, then by short sleeps.
  * Return: 0 with *ret_status of waitpid(2); -ETIMEDOUT; -errno.
  */
-int tracee_wait(pid_t tid, uint64_t deadline_ns, uint64_t spin_ns, int *ret_status);
+int tracee_wait(pid_t tid, uint64_t deadline_ns, int *ret_status);
 
 /**
  * tracee_restart_interrupted: make a system call that our stop has cut short with EINTR start again.

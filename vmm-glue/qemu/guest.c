@@ -42,8 +42,18 @@
 
 #define SPIN_US 2000 /* how long answers are looked for without sleeping, in the pause */
 
-/* Whatever half command is in QEMU's parser, the first byte does away with it. */
-static const char cont_command[] = "\1{\"execute\":\"cont\"}\n";
+/*
+ * What the guard says when we are killed. Whatever half command is in QEMU's parser, the first byte does away with
+ * it.
+ *
+ * QEMU forgets the commands it has not begun yet as soon as the connection closes, which the end of the guard
+ * does. So QEMU itself is given a copy of our end of the connection to hold (getfd), which the last words make it
+ * close.
+ */
+#define HELD_NAME "vmsnap"
+#define LAST_WORDS_BEGIN "\1"
+#define LAST_WORDS_CONT "{\"execute\":\"cont\"}"
+#define LAST_WORDS_CLOSE "{\"execute\":\"closefd\",\"arguments\":{\"fdname\":\"" HELD_NAME "\"}}\n"
 
 typedef struct {
     char *path;
@@ -60,6 +70,7 @@ typedef struct {
     gboolean expect_run; /* as preflight saw it */
     gboolean was_running;
     gboolean stopped;
+    gboolean held; /* QEMU has our end of the connection as well */
 } QemuGuest;
 
 /* ---- connection ---- */
@@ -174,18 +185,28 @@ static int open_uffd(void *opaque, GError **error) {
 
 /* ---- the pause ---- */
 
-/* The last look: a machine that cannot be migrated must not be asked for its device state, for that crashes QEMU.
+static gboolean arm_guard(QemuGuest *guest, GError **error) {
+    const char *words =
+        guest->expect_run ? LAST_WORDS_BEGIN LAST_WORDS_CONT LAST_WORDS_CLOSE : LAST_WORDS_BEGIN LAST_WORDS_CLOSE;
+    return guard_on_death(guest->guard, qmp_fd(guest->qmp), words, strlen(words), error);
+}
+
+/*
+ * The last look: a machine that cannot be migrated must not be asked for its device state, for that crashes QEMU.
+ * In the same breath QEMU is given our end of the connection.
  */
 static gboolean look_again(QemuGuest *guest, GError **error) {
     g_autoptr(json_object) migration = NULL;
     g_autoptr(json_object) status = NULL;
     qmp_queue(guest->qmp, "query-migrate", NULL);
-    if (!qmp_send(guest->qmp, "query-status", NULL, -1, error))
+    qmp_queue(guest->qmp, "query-status", NULL);
+    guest->held = TRUE;
+    if (!qmp_send(guest->qmp, "getfd", qmp_args("fdname", HELD_NAME, NULL), qmp_fd(guest->qmp), error))
         return FALSE;
     gboolean ok = qmp_receive(guest->qmp, QMP_TIMEOUT_MS, &migration, error);
-    if (!qmp_receive(guest->qmp, QMP_TIMEOUT_MS, &status, ok ? error : NULL) || !ok)
-        return FALSE;
-    return preflight_migration(migration, error) && preflight_status(status, &guest->expect_run, error);
+    ok = qmp_receive(guest->qmp, QMP_TIMEOUT_MS, &status, ok ? error : NULL) && ok;
+    ok = qmp_receive(guest->qmp, QMP_TIMEOUT_MS, NULL, ok ? error : NULL) && ok;
+    return ok && preflight_migration(migration, error) && preflight_status(status, &guest->expect_run, error);
 }
 
 static gboolean send_stop_and_save(QemuGuest *guest, GError **error) {
@@ -204,10 +225,7 @@ static gboolean send_stop_and_save(QemuGuest *guest, GError **error) {
 static gboolean guest_pause(void *opaque, GError **error) {
     QemuGuest *guest = opaque;
     guest->was_running = FALSE;
-    if (!look_again(guest, error))
-        return FALSE;
-    if (guest->expect_run &&
-        !guard_on_death(guest->guard, qmp_fd(guest->qmp), cont_command, strlen(cont_command), error))
+    if (!arm_guard(guest, error) || !look_again(guest, error))
         return FALSE;
     guest->stopped = TRUE;
     guest->was_running = guest->expect_run; /* until it is known better */
@@ -226,6 +244,13 @@ static gboolean let_run(QemuGuest *guest, GError **error) {
     return sent && qmp_receive_rest(guest->qmp, STOP_TIMEOUT_MS, error);
 }
 
+/* Over a connection that no longer answers as well: it could not end else. */
+static void let_go(QemuGuest *guest) {
+    if (guest->held && qmp_send(guest->qmp, "closefd", qmp_args("fdname", HELD_NAME, NULL), -1, NULL))
+        qmp_receive_rest(guest->qmp, QMP_TIMEOUT_MS, NULL);
+    guest->held = FALSE;
+}
+
 static gboolean guest_resume(void *opaque, uint64_t *ret_pause_ns, GError **error) {
     QemuGuest *guest = opaque;
     gboolean ok = TRUE;
@@ -240,6 +265,7 @@ static gboolean guest_resume(void *opaque, uint64_t *ret_pause_ns, GError **erro
     }
     qmp_spin(guest->qmp, 0);
     guest->stopped = FALSE;
+    let_go(guest);
     guard_clear_on_death(guest->guard);
     return ok;
 }
@@ -291,7 +317,7 @@ static gboolean get_state(void *opaque, GPtrArray *states, GError **error) {
 static void guest_free(void *opaque) {
     QemuGuest *guest = opaque;
     uint64_t pause_ns;
-    if (guest->stopped)
+    if (guest->stopped || guest->held)
         guest_resume(guest, &pause_ns, NULL);
     if (guest->qmp && !qmp_is_broken(guest->qmp))
         remove_fdset(guest);

@@ -58,7 +58,8 @@ typedef struct {
 
 /* What a restore has done, for the report. */
 typedef struct {
-    uint64_t ready_ns;     /* from the start of QEMU until the guest ran, or, if it was paused, was loaded */
+    uint64_t ready_ns;  /* from the start of QEMU until the guest ran, or, if it was paused, was loaded */
+    uint64_t launch_ns; /* of these: until QEMU itself was up, which takes it 50 ms and more without any image */
     uint64_t stream_bytes; /* sent to it */
     uint64_t mapped_bytes; /* of RAM that was mapped instead */
     gboolean running;      /* FALSE: the guest was paused when the image was taken, and is again */

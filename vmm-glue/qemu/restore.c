@@ -233,7 +233,10 @@ static gboolean run_restore(Restore *restore, CommandLine *line, const QemuResto
         return FALSE;
     restore->writer.fd = restore->stream[0];
     restore->writer.thread = g_thread_new("snap-stream", run_writer, &restore->writer);
-    if (!connect_control(restore, deadline, error) || !wait_loaded(restore, deadline, &stats->running, error))
+    if (!connect_control(restore, deadline, error))
+        return FALSE;
+    stats->launch_ns = (uint64_t)MAX(g_get_real_time() - start_us, 0) * 1000;
+    if (!wait_loaded(restore, deadline, &stats->running, error))
         return FALSE;
     int64_t ran_us = qmp_event_us(restore->qmp, "RESUME");
     stats->ready_ns = (uint64_t)MAX((ran_us ? ran_us : g_get_real_time()) - start_us, 0) * 1000;

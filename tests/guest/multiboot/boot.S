@@ -19,8 +19,10 @@
 #define USER_CODE 0x33
 #define FIRST_TSS 0x38
 #define STACK_SHIFT 14 /* bytes of stack for each processor and mode, as a power of two */
-#define TSS_SHIFT 7
-#define USER_FLAGS 0x3002 /* ports are allowed, interrupts are off */
+#define TSS_SHIFT 14 /* of a task state with its map of ports, all of them allowed by zeros */
+#define TSS_PORTS 104 /* where that map starts */
+#define TSS_LIMIT (TSS_PORTS + 0x10000 / 8)
+#define USER_FLAGS 0x0002 /* interrupts are off */
 #define TABLE_BYTES 4096 /* of the processor's page tables */
 
     .section .multiboot, "a"
@@ -124,9 +126,10 @@ enter_long_mode:
 
     .code64
 long_mode:
-    movl %ebp, %edi /* the task state: only the kernel's stack matters */
+    movl %ebp, %edi /* the task state: only the kernel's stack and the ports matter */
     shll $TSS_SHIFT, %edi
     addl $tasks, %edi
+    movw $TSS_PORTS, 102(%rdi)
     leal 1(%ebp), %eax
     shll $STACK_SHIFT, %eax
     leal kernel_stacks(%eax), %ecx
@@ -135,7 +138,7 @@ long_mode:
     movl %ebp, %eax /* its descriptor */
     shll $4, %eax
     leal gdt + FIRST_TSS(%eax), %ebx
-    movw $((1 << TSS_SHIFT) - 1), (%rbx)
+    movw $TSS_LIMIT, (%rbx)
     movw %di, 2(%rbx)
     shrl $16, %edi
     movb %dil, 4(%rbx)
@@ -166,7 +169,10 @@ user_mode:
 1:  call cpu_main
 
 /* ---- kernel mode ------------------------------------------------------------------------------------------ */
-/* Sleep unless the word at %rdi is %esi already; interrupts are off until the processor sleeps. */
+/*
+ * General protection: the only one there is comes from a hlt in ring 3, and asks to sleep unless the word at %rdi is
+ * %esi already. Interrupts are off until the processor sleeps. On the stack: error code, %rip, …
+ */
     .globl wait_handler
 wait_handler:
     cmpl %esi, (%rdi)
@@ -174,7 +180,9 @@ wait_handler:
     sti
     hlt
     cli
-1:  iretq
+1:  incq 8(%rsp) /* past the hlt */
+    addq $8, %rsp
+    iretq
 
 /* All that the interrupt does is to end the hlt. */
     .globl wake_handler

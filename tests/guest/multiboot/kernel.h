@@ -51,7 +51,7 @@ void serial_end_line(void);
 
 extern uint32_t clock_khz;
 
-/* Measure the counter against the timer chip, for 50 ms. */
+/* Measure the counter against the timer chip; takes 0.1 s. */
 void clock_calibrate(void);
 void clock_wait_us(uint32_t us);
 

@@ -17,13 +17,12 @@
 #define COMMAND_START_OTHERS 0x000c4600u /* + page number of the code to start in */
 #define START_SHIFT 12
 #define WAKE_VECTOR 0x40u
-#define WAIT_VECTOR 0x41
+#define WAIT_VECTOR 13u /* general protection: hlt is not for ring 3 */
 #define SPURIOUS_VECTOR 0x4fu
 #define FIRST_VECTOR 0x20u
 #define CODE64_SELECTOR 0x18u
 #define GATE_INTERRUPT 0x8e00u
-#define GATE_USER 0xee00u /* ring 3 may call it */
-#define SPINS 100u        /* looks at the word before going to sleep */
+#define SPINS 100u /* looks at the word before going to sleep */
 
 #define CONFIG_SELECTOR 0x510
 #define CONFIG_DATA 0x511
@@ -51,10 +50,10 @@ static volatile uint32_t *apic(uint32_t offset) {
 
 /* ---- each processor --------------------------------------------------------------------------------------- */
 
-static void set_gate(uint32_t vector, const char *handler, uint16_t attributes) {
+static void set_gate(uint32_t vector, const char *handler) {
     uint32_t address = (uint32_t)(uintptr_t)handler;
 
-    gates[vector] = (Gate){(uint16_t)address, CODE64_SELECTOR, attributes, (uint16_t)(address >> 16), 0};
+    gates[vector] = (Gate){(uint16_t)address, CODE64_SELECTOR, GATE_INTERRUPT, (uint16_t)(address >> 16), 0};
 }
 
 /* Let this processor be woken. */
@@ -75,7 +74,7 @@ void smp_wait(const uint32_t *word, uint32_t value) {
         __builtin_ia32_pause();
     }
     while (__atomic_load_n(word, __ATOMIC_ACQUIRE) != value)
-        __asm__ volatile("int %0" : : "i"(WAIT_VECTOR), "D"(word), "S"(value) : "memory");
+        __asm__ volatile("hlt" : : "D"(word), "S"(value) : "memory"); /* wait_handler does it */
 }
 
 static void send_command(uint32_t apic_id, uint32_t command) {
@@ -126,9 +125,9 @@ uint32_t smp_start(uint32_t wanted) {
     out8(0x21, 0xff); /* the old interrupt controllers stay silent */
     out8(0xa1, 0xff);
     for (uint32_t vector = FIRST_VECTOR; vector < GATES; vector++)
-        set_gate(vector, ignore_handler, GATE_INTERRUPT);
-    set_gate(WAKE_VECTOR, wake_handler, GATE_INTERRUPT);
-    set_gate(WAIT_VECTOR, wait_handler, GATE_USER);
+        set_gate(vector, ignore_handler);
+    set_gate(WAKE_VECTOR, wake_handler);
+    set_gate(WAIT_VECTOR, wait_handler);
     enable_waking(0);
     if (others)
         start_others(others);
