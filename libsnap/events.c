@@ -59,7 +59,7 @@ static bool rescue_chunk_locked(SnapTracker *tracker, const SnapExtent *part) SN
     int result =
         snap_faults_capture_locked(tracker, part->area, part->offset, part->offset + part->length, part->address);
     if (result == -ENOBUFS && tracker->at_cap == SNAP_AT_CAP_BLOCK) {
-        snap_tracker_heat_locked(tracker, part->area, number);
+        snap_tracker_heat_locked(tracker, part->area, number, true);
         return false;
     }
     if (result == -ENOBUFS || result == -ESRCH) {

@@ -163,17 +163,19 @@ static Answer serve_sync(SnapTracker *tracker, const Place *place) SNAP_REQUIRES
     case SNAP_CHUNK_PROTECTED:
         break;
     }
-    snap_tracker_heat_locked(tracker, place->area, number);
     int result = snap_faults_capture_locked(tracker, place->area, place->offset, place->offset + place->length,
                                             place->address);
     switch (result) {
     case 0:
+        snap_tracker_heat_locked(tracker, place->area, number, false);
         return ANSWER_RELEASE;
     case -ENOBUFS:
-        return tracker->at_cap == SNAP_AT_CAP_BLOCK
-                   ? ANSWER_NONE
-                   : give_up_locked(tracker, place, SNAP_ERROR_BUFFER_FULL, 0,
-                                    "the guest writes faster than the image is written");
+        if (tracker->at_cap == SNAP_AT_CAP_BLOCK) {
+            snap_tracker_heat_locked(tracker, place->area, number, true);
+            return ANSWER_NONE;
+        }
+        return give_up_locked(tracker, place, SNAP_ERROR_BUFFER_FULL, 0,
+                              "the guest writes faster than the image is written");
     case -ESRCH:
         return give_up_locked(tracker, place, SNAP_ERROR_GUEST_GONE, 0, "the guest ended");
     case -EFAULT:

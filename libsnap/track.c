@@ -190,13 +190,19 @@ void snap_tracker_touch_locked(SnapTracker *tracker, uint32_t area, uint64_t chu
     state->claimed |= mask;
 }
 
-void snap_tracker_heat_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk) {
+void snap_tracker_heat_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk, bool waiting) {
     SnapChunkState *state = &snap_tracker_area(tracker, area)->chunks[chunk];
-    if (!state->hot && tracker->n_hot < SNAP_HOT_MAX) {
-        state->hot = 1;
-        tracker->hot[(tracker->first_hot + tracker->n_hot++) % SNAP_HOT_MAX] =
-            (SnapUnit){.area = area, .first = chunk, .n_chunks = 1};
+    SnapUnit unit = {.area = area, .first = chunk, .n_chunks = 1};
+    if (tracker->n_hot == SNAP_HOT_MAX || (state->hot && !waiting)) {
+        return;
     }
+    uint32_t at = (tracker->first_hot + tracker->n_hot) % SNAP_HOT_MAX;
+    if (waiting) {
+        at = tracker->first_hot = (tracker->first_hot + SNAP_HOT_MAX - 1) % SNAP_HOT_MAX;
+    }
+    state->hot = 1;
+    tracker->hot[at] = unit;
+    tracker->n_hot++;
 }
 
 /* ---- protecting ------------------------------------------------------------------------------------------ */

@@ -143,8 +143,12 @@ void snap_tracker_fail_locked(SnapTracker *tracker, SnapTrackFailure failure) SN
 void snap_tracker_touch_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk, uint64_t mask)
     SNAP_REQUIRES(tracker->lock);
 
-/* Put a chunk into the queue that the sweep serves first. */
-void snap_tracker_heat_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk) SNAP_REQUIRES(tracker->lock);
+/*
+ * Put a chunk into the queue that the sweep serves first. @waiting: a writer sleeps until it is swept, so it goes
+ * to the front; entries of a chunk that is captured by the time they are reached count for nothing.
+ */
+void snap_tracker_heat_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk, bool waiting)
+    SNAP_REQUIRES(tracker->lock);
 
 static inline SnapArea *snap_tracker_area(const SnapTracker *tracker, uint32_t i) {
     return g_ptr_array_index(tracker->areas, i);

@@ -16,7 +16,7 @@ typedef struct {
     volatile int go_on; /* set by the test */
     int pipe[2];
     int sockets[2];
-    void *memory; /* of the child, same address in the test */
+    void *places[32]; /* in the child, for the test to look at */
 } TargetShared;
 
 typedef struct {

@@ -9,6 +9,7 @@
 #include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -179,21 +180,20 @@ static const struct {
     gboolean wake;  /* by a byte in the pipe */
     gboolean drain; /* by reading the other socket */
     int64_t expected;
-    gboolean restarts; /* its time begins anew each time */
 } waits[] = {
-    {"nanosleep", in_nanosleep, FALSE, FALSE, 0, FALSE},
-    {"clock_nanosleep", in_clock_nanosleep, FALSE, FALSE, 0, FALSE},
-    {"futex", in_futex, FALSE, FALSE, -ETIMEDOUT, FALSE},
-    {"ppoll timing out", in_ppoll, FALSE, FALSE, 0, TRUE},
-    {"ppoll woken", in_ppoll, TRUE, FALSE, 1, TRUE},
-    {"poll", in_poll, TRUE, FALSE, 1, FALSE},
-    {"epoll_wait timing out", in_epoll, FALSE, FALSE, 0, TRUE},
-    {"epoll_wait woken", in_epoll_forever, TRUE, FALSE, 1, FALSE},
-    {"sigtimedwait", in_sigtimedwait, FALSE, FALSE, -EAGAIN, TRUE},
-    {"semtimedop", in_semop, FALSE, FALSE, -EAGAIN, TRUE},
-    {"recv with a timeout", in_recv_timeout, FALSE, FALSE, -EAGAIN, TRUE},
-    {"read of a pipe", in_read, TRUE, FALSE, 1, FALSE},
-    {"sendmsg to a full socket", in_sendmsg, FALSE, TRUE, 1 << 12, FALSE},
+    {"nanosleep", in_nanosleep, FALSE, FALSE, 0},
+    {"clock_nanosleep", in_clock_nanosleep, FALSE, FALSE, 0},
+    {"futex", in_futex, FALSE, FALSE, -ETIMEDOUT},
+    {"ppoll timing out", in_ppoll, FALSE, FALSE, 0},
+    {"ppoll woken", in_ppoll, TRUE, FALSE, 1},
+    {"poll", in_poll, TRUE, FALSE, 1},
+    {"epoll_wait timing out", in_epoll, FALSE, FALSE, 0},
+    {"epoll_wait woken", in_epoll_forever, TRUE, FALSE, 1},
+    {"sigtimedwait", in_sigtimedwait, FALSE, FALSE, -EAGAIN},
+    {"semtimedop", in_semop, FALSE, FALSE, -EAGAIN},
+    {"recv with a timeout", in_recv_timeout, FALSE, FALSE, -EAGAIN},
+    {"read of a pipe", in_read, TRUE, FALSE, 1},
+    {"sendmsg to a full socket", in_sendmsg, FALSE, TRUE, 1 << 12},
 };
 
 static void drain(const Target *target) {
@@ -483,6 +483,38 @@ static void zombie_is_refused(void **state) {
     waitpid(pid, NULL, 0);
 }
 
+static void *stay(void *opaque) {
+    for (;;) {
+        pause();
+    }
+    return opaque;
+}
+
+static void without_main_thread(TargetShared *shared) {
+    pthread_t thread;
+    pthread_create(&thread, NULL, stay, NULL);
+    shared->ready = 1;
+    pthread_exit(NULL);
+}
+
+static void process_without_main_thread_is_refused(void **state) {
+    (void)state;
+    g_autoptr(Target) target = target_start(without_main_thread);
+    assert_true(target_await_state(target->pid, 'Z'));
+    expect_refusal(target->pid, SNAP_ERROR_NOT_SUPPORTED, "main thread has ended");
+}
+
+static void thread_id_is_refused(void **state) {
+    (void)state;
+    pthread_t thread;
+    pthread_create(&thread, NULL, stay, NULL);
+    g_autoptr(GArray) threads = target_threads(getpid(), NULL);
+    assert_int_equal(threads->len, 2);
+    expect_refusal(g_array_index(threads, pid_t, 1), SNAP_ERROR_NOT_FOUND, "is a thread of process");
+    pthread_cancel(thread);
+    pthread_join(thread, NULL);
+}
+
 static void traced_process_is_refused(void **state) {
     (void)state;
     g_autoptr(Target) target = target_start(in_a_loop);
@@ -531,6 +563,8 @@ int main(void) {
         cmocka_unit_test(parent_killed_guard_says_last_words),
         cmocka_unit_test(impossible_target_is_refused_by_name),
         cmocka_unit_test(zombie_is_refused),
+        cmocka_unit_test(process_without_main_thread_is_refused),
+        cmocka_unit_test(thread_id_is_refused),
         cmocka_unit_test(traced_process_is_refused),
         cmocka_unit_test(user_without_permission_is_refused),
     };

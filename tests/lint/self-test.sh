@@ -1,5 +1,5 @@
 #!/bin/bash
-# The lints can fail: each is shown a small tree that is right, and the same tree with one thing wrong.
+# The lints and the summary can fail. A lint is shown a small tree that is right, and the same tree with one thing wrong.
 #
 #     self-test.sh FOLDER-OF-THE-LINTS
 set -u
@@ -51,4 +51,26 @@ expect fail page-size.py "a number with a suffix" libsnap/track.c 'int size = 40
 expect fail page-size.py "a shift" libsnap/track.c 'int size = 1 << 12;'
 expect fail page-size.py "a name" libsnap/track.c 'int size = PAGE_SIZE;'
 expect fail page-size.py "a huge page" libsnap/track.c 'int size = 1 << 21;'
+# The last line of ./check and its exit status: expect_summary STATUS LINE RESULT...
+expect_summary() {
+    local status=$1 line=$2 got_line got_status
+    shift 2
+    printf '%s\n' "$@" >"$work/testlog.json"
+    got_line=$(python3 "$lints/../lib/summarise.py" "$work/testlog.json" | tail -n 1)
+    python3 "$lints/../lib/summarise.py" "$work/testlog.json" >/dev/null
+    got_status=$?
+    if [ "$got_line" != "$line" ] || [ $got_status -ne "$status" ]; then
+        echo "summarise.py: '$got_line' and $got_status, should be '$line' and $status"
+        failures=1
+    fi
+}
+
+cases='[       OK ] one\n[  SKIPPED ] two\n[       OK ] three\n'
+expect_summary 1 "0 passed, 1 failed, 0 skipped"
+expect_summary 0 "1 passed, 0 failed, 0 skipped" '{"name": "a", "result": "OK", "stdout": ""}'
+expect_summary 0 "0 passed, 0 failed, 1 skipped" '{"name": "a", "result": "SKIP", "stdout": "skip: no luck"}'
+expect_summary 0 "2 passed, 0 failed, 1 skipped" "{\"name\": \"a\", \"result\": \"OK\", \"stdout\": \"$cases\"}"
+expect_summary 1 "2 passed, 1 failed, 1 skipped" "{\"name\": \"a\", \"result\": \"FAIL\", \"stdout\": \"$cases\"}"
+expect_summary 1 "1 passed, 1 failed, 0 skipped" '{"name": "a", "result": "OK", "stdout": ""}' \
+    '{"name": "b", "result": "TIMEOUT", "stdout": ""}'
 exit $failures

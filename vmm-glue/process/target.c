@@ -74,9 +74,13 @@ static gboolean check_state(int pid, GError **error) {
                     pid);
         return FALSE;
     }
-    gint64 threads = target_status_number(pid, "\nThreads:");
-    if (strchr("ZX", fields[STAT_STATE][0]) && threads <= 1) {
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_FOUND, "process %d has ended (it is a zombie)", pid);
+    if (strchr("ZX", fields[STAT_STATE][0])) {
+        gboolean others = target_status_number(pid, "\nThreads:") > 1;
+        /* The kernel shows a process's memory under its main thread's number, and there is none any more. */
+        g_set_error(error, SNAP_ERROR, others ? SNAP_ERROR_NOT_SUPPORTED : SNAP_ERROR_NOT_FOUND,
+                    others ? "process %d: its main thread has ended, so its memory cannot be looked at"
+                           : "process %d has ended (it is a zombie)",
+                    pid);
         return FALSE;
     }
     return TRUE;

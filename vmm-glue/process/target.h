@@ -11,8 +11,8 @@ G_BEGIN_DECLS
 /**
  * target_check: refuse what cannot be a guest, before anything is touched.
  * Errors: NOT_FOUND, no such process, or a thread's id, or one that has ended (a zombie); NOT_SUPPORTED, a kernel
- *   thread, or a 32-bit program; REFUSED, it is this very process, or traced by another; PERMISSION, this user may
- *   not trace it. Each names @pid and says why.
+ *   thread, a 32-bit program, or one whose main thread has ended; REFUSED, it is this very process, or traced by
+ * another; PERMISSION, this user may not trace it. Each names @pid and says why.
  */
 gboolean target_check(int pid, GError **error);
 

@@ -82,9 +82,11 @@ static gboolean check_migration(Qmp *qmp, GError **error) {
 }
 
 /*
- * Capabilities that change which bytes QEMU writes for a machine, or which it expects: a stream composed of its
- * device state would be neither the one kind nor the other. Those about pages only on their way (xbzrle, compress,
- * auto-converge, release-ram, zero-copy-send …) change nothing here.
+ * Capabilities that change which bytes QEMU would write for a machine, or expect: a stream composed of its device
+ * state would be neither the one kind nor the other. For a plain machine the device state itself comes out the
+ * same with each of them (tried one by one on 7.2 and 10.0), but devices may look at them, and nobody leaves them
+ * on by chance. Those about pages only on their way (xbzrle, compress, auto-converge, release-ram, zero-copy-send
+ * …) change nothing here.
  */
 static gboolean check_capabilities(Qmp *qmp, GError **error) {
     static const char *const harmful[] = {

@@ -31,10 +31,12 @@ struct Qmp {
     char *version;
     GByteArray *input; /* read and not yet parsed */
     json_tokener *tokener;
-    GHashTable *events; /* name → int64_t *, µs */
-    GQueue commands;    /* names of those sent and not answered, owned */
-    GString *output;    /* queued, not yet sent */
-    char *begun;        /* (nullable) the command that lacks its last byte */
+    size_t message_bytes; /* read since the last message was complete */
+    gboolean in_message;  /* the tokener has seen a part of one */
+    GHashTable *events;   /* name → int64_t *, µs */
+    GQueue commands;      /* names of those sent and not answered, owned */
+    GString *output;      /* queued, not yet sent */
+    char *begun;          /* (nullable) the command that lacks its last byte */
     int64_t spin_us;
     gboolean broken;
 };
@@ -118,7 +120,8 @@ static gboolean read_some(Qmp *qmp, int64_t deadline, GError **error) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "%s closed the connection", qmp->label);
         return FALSE;
     }
-    if (qmp->input->len + (size_t)got > LONGEST_MESSAGE_BYTES)
+    qmp->message_bytes += (size_t)got;
+    if (qmp->message_bytes > LONGEST_MESSAGE_BYTES)
         return fail_protocol(qmp, error);
     g_byte_array_append(qmp->input, bytes, (guint)got);
     return TRUE;
@@ -133,7 +136,7 @@ static gboolean only_space(const GByteArray *input) {
 
 /* The next message in the buffer. *ret_message stays NULL while it is incomplete. */
 static gboolean parse_one(Qmp *qmp, json_object **ret_message, GError **error) {
-    if (only_space(qmp->input)) {
+    if (qmp->input->len == 0 || (!qmp->in_message && only_space(qmp->input))) {
         g_byte_array_set_size(qmp->input, 0);
         return TRUE;
     }
@@ -142,6 +145,7 @@ static gboolean parse_one(Qmp *qmp, json_object **ret_message, GError **error) {
     enum json_tokener_error state = json_tokener_get_error(qmp->tokener);
     if (!message && state == json_tokener_continue) {
         g_byte_array_set_size(qmp->input, 0); /* the tokener keeps what it has seen */
+        qmp->in_message = TRUE;
         return TRUE;
     }
     if (!json_object_is_type(message, json_type_object)) {
@@ -150,6 +154,8 @@ static gboolean parse_one(Qmp *qmp, json_object **ret_message, GError **error) {
     }
     g_byte_array_remove_range(qmp->input, 0, (guint)json_tokener_get_parse_end(qmp->tokener));
     json_tokener_reset(qmp->tokener);
+    qmp->message_bytes = qmp->input->len;
+    qmp->in_message = FALSE;
     *ret_message = message;
     return TRUE;
 }

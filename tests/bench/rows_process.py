@@ -1,0 +1,174 @@
+"""The rows about process guests: vmsnap against fork(), gcore and the floor programs."""
+import os
+import subprocess
+import time
+
+import children
+import guests
+from scenario import GIB, MeasureError, Scenario, available_bytes
+from table import Line, format_bytes, format_rate, format_us
+from vmsnap import Vmsnap
+
+RSS_LIMIT_BYTES = 96 << 20
+RATE = 20000  # writes a second of a guest under load, each to another page
+SLOW_BYTES_PER_SECOND = 20000000
+
+
+class Sizes(Scenario):
+    """A guest of 8 GiB beside one of 1 GiB, and beside a fork() of so much."""
+    rows = ("pause-size", "pause-fork", "rss")
+
+    def start(self):
+        self.big = 8
+        while self.big > 2 and available_bytes() < (2 * self.big + 2) * GIB:
+            self.big //= 2
+        start = dict(memory="anon", rate=RATE, prefill=True)
+        self.small_guest = guests.Memguest(self.bench.build, size="1G", **start)
+        self.guests.append(self.small_guest)
+        self.big_guest = guests.Memguest(self.bench.build, size=f"{self.big}G", **start)
+        self.guests.append(self.big_guest)
+        self.forker = children.Child([f"{self.bench.build}/tests/bench/fork-pause", f"{self.big}G"],
+                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.guests.append(self.forker)
+        self.forker.process.stdout.readline()
+
+    def fork_us(self):
+        self.forker.process.stdin.write("\n")
+        self.forker.process.stdin.flush()
+        return guests.parse_line(self.forker.process.stdout.readline())["fork-us"]
+
+    def round(self):
+        big = self.bench.save(pid=self.big_guest.pid)
+        small = self.bench.save(pid=self.small_guest.pid)
+        self.add("fork", self.fork_us())
+        self.add("big", big["pause-us"])
+        self.add("small", small["pause-us"])
+        self.add("rss", max(big["peak-rss-bytes"], small["peak-rss-bytes"]))
+
+    def lines(self):
+        s = self.samples
+        return [
+            Line("pause-size", f"pause, process of {self.big} GiB", s["big"], s["small"], "with 1 GiB", format_us,
+                 at_most=1.3),
+            Line("pause-fork", "  the same", s["big"], s["fork"], f"fork() of {self.big} GiB", format_us,
+                 at_most=1 / 20),
+            Line("rss", f"vmsnap's RSS at 1 and {self.big} GiB", s["rss"], RSS_LIMIT_BYTES, "limit", format_bytes,
+                 at_most=1),
+        ]
+
+
+class Faults(Scenario):
+    """The guest on one CPU, who serves its faults on another; the ping-pong the same. Full speed, cap not reached."""
+    rows = ("fault-anon", "fault-memfd")
+    kinds = ("anon", "memfd")
+
+    def start(self):
+        cpus = sorted(os.sched_getaffinity(0))
+        self.guest_cpu, self.our_cpu = cpus[0], cpus[-1]
+        self.vmsnap = Vmsnap(self.bench.build, cpu=self.our_cpu)
+        self.by_kind = {}
+        for kind in self.kinds:
+            self.by_kind[kind] = guests.Memguest(self.bench.build, cpu=self.guest_cpu, memory=kind, size="256M",
+                                                 prefill=True, rate=100000)
+            self.guests.append(self.by_kind[kind])
+
+    def one_kind(self, kind):
+        guest = self.by_kind[kind]
+        ours = self.bench.save(vmsnap=self.vmsnap, pid=guest.pid, options=["--buffer", "1G"])
+        if ours["faults"] < 100:
+            raise MeasureError(f"{kind}: {ours['faults']} faults are too few to tell")
+        theirs = self.bench.floor("uffd-pingpong", "--memory", kind, "--writer-cpu", self.guest_cpu,
+                                  "--handler-cpu", self.our_cpu)
+        self.add(kind, ours["fault-latency-us"]["p50"])
+        self.add(kind + "-floor", theirs["service-p50-us"])
+
+    def round(self):
+        for kind in self.kinds:
+            self.one_kind(kind)
+
+    def lines(self):
+        return [Line(f"fault-{kind}", f"fault service, half within, {kind}", self.samples[kind],
+                     self.samples[kind + "-floor"], "bare ping-pong", format_us, at_most=1.25)
+                for kind in self.kinds]
+
+
+class SlowSink(Scenario):
+    """The longest write of a guest, in a time span with a snapshot to a slow sink, or with one to a fast sink."""
+    rows = ("slow-sink",)
+
+    def start(self):
+        self.guest = guests.Memguest(self.bench.build, memory="anon", size="64M", prefill=True, rate=RATE)
+        self.guests.append(self.guest)
+
+    def stall_us(self, *options, seconds=0):
+        self.guest.report()
+        start = time.monotonic()
+        self.bench.save(pid=self.guest.pid, options=["--buffer", "1G", *options])
+        time.sleep(max(0, start + seconds - time.monotonic()))
+        return self.guest.report()["stall-us"], time.monotonic() - start
+
+    def round(self):
+        slow, seconds = self.stall_us("--max-bandwidth", str(SLOW_BYTES_PER_SECOND))
+        fast, _ = self.stall_us(seconds=seconds)
+        self.add("slow", slow)
+        self.add("fast", fast)
+
+    def lines(self):
+        return [Line("slow-sink", "longest write, sink takes 20 MB/s", self.samples["slow"], self.samples["fast"],
+                     "fast sink", format_us, at_most=1.5)]
+
+
+class Stall(Scenario):
+    """A process of 2 GiB that works on: how long it is held up."""
+    rows = ("stall",)
+
+    def start(self):
+        self.guest = guests.Memguest(self.bench.build, memory="anon", size="2G", prefill=True, rate=RATE)
+        self.guests.append(self.guest)
+
+    def gcore(self):
+        core = self.bench.path("core")
+        result = subprocess.run(["gcore", "-o", core, str(self.guest.pid)], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        written = f"{core}.{self.guest.pid}"
+        if not os.path.exists(written):
+            raise MeasureError(f"gcore: {result.stdout.strip()}")
+        os.unlink(written)
+        self.bench.settle()
+
+    def stall_us(self, snapshot):
+        self.guest.report()
+        snapshot()
+        return self.guest.report()["stall-us"]
+
+    def round(self):
+        self.add("ours", self.stall_us(lambda: self.bench.save(pid=self.guest.pid)))
+        self.add("gcore", self.stall_us(self.gcore))
+
+    def lines(self):
+        return [Line("stall", "longest write, process of 2 GiB", self.samples["ours"], self.samples["gcore"],
+                     "gcore", format_us, at_most=1 / 500)]
+
+
+class Throughput(Scenario):
+    """A guest that does next to nothing, so that only the way to the disk is measured."""
+    rows = ("throughput",)
+
+    def start(self):
+        self.guest = guests.Memguest(self.bench.build, memory="anon", size="1G", prefill=True, rate=1000)
+        self.guests.append(self.guest)
+
+    def floor(self, size_bytes, depth):
+        rate = self.bench.floor("odirect-write", self.bench.path("floor"), size_bytes, depth)["bytes-per-second"]
+        self.bench.settle()
+        return rate
+
+    def round(self):
+        ours = self.bench.save(pid=self.guest.pid)
+        size_bytes = ours["bytes-written"]
+        self.add("ours", size_bytes / (ours["total-ms"] - ours["prepare-ms"]) * 1e3)
+        self.add("floor", max(self.floor(size_bytes, depth) for depth in (1, 16)))
+
+    def lines(self):
+        return [Line("throughput", "throughput to disk", self.samples["ours"], self.samples["floor"],
+                     "O_DIRECT write", format_rate, at_least=0.8)]
