@@ -139,22 +139,20 @@ gboolean snap_image_read(const SnapImage *image, guint region, uint64_t offset_b
 /* The first page from @page on that is stored, or the region's number of pages. */
 static int find_stored(SnapIndexCursor *cursor, uint64_t page, uint64_t *ret_page) {
     SnapChunkRecord record;
-    uint64_t chunk = page / SNAP_CHUNK_PAGES, skip = page % SNAP_CHUNK_PAGES;
-    for (; chunk < cursor->header->n_chunks; chunk++, skip = 0) {
+    const uint64_t first = page / SNAP_CHUNK_PAGES;
+    *ret_page = cursor->header->region_bytes / cursor->header->page_bytes;
+    for (uint64_t chunk = first; chunk < cursor->header->n_chunks; chunk++) {
         int result = snap_index_cursor_next(cursor, &chunk, &record);
-        if (result <= 0) {
-            *ret_page = cursor->header->region_bytes / cursor->header->page_bytes;
+        if (result <= 0)
             return result;
-        }
-        if (chunk != page / SNAP_CHUNK_PAGES)
-            skip = 0;
-        uint64_t stored = record.present & ~record.zero & (UINT64_MAX << skip);
+        uint64_t stored = record.present & ~record.zero;
+        if (chunk == first)
+            stored &= UINT64_MAX << page % SNAP_CHUNK_PAGES;
         if (stored != 0) {
             *ret_page = chunk * SNAP_CHUNK_PAGES + (uint64_t)__builtin_ctzll(stored);
             return 0;
         }
     }
-    *ret_page = cursor->header->region_bytes / cursor->header->page_bytes;
     return 0;
 }
 

@@ -1,9 +1,9 @@
 /*
  * Verifying an image: everything is read. See snap_image_verify() in libsnap.h.
  *
- * Happy path: the checks of opening once more → for every chunk that has either a record or data in the file:
- * the stored pages have the record's checksum, all others read as zeros. What has neither is jumped over, so an
- * image of much memory and few pages is verified as fast as it was written.
+ * Happy path: the checks of opening once more → for every chunk that has stored pages or data in the file: the
+ * stored pages have the record's checksum, all others read as zeros. What has neither is jumped over, so an image
+ * of much memory and few pages is verified as fast as it was written.
  *
  * A page that is recorded as zero or absent is usually a hole, but a copy of the image may have filled it with
  * zeros, and a file system may allocate more at once than a page: what counts is what it reads as.
@@ -50,34 +50,43 @@ static gboolean check_chunk(Verify *verify, SnapOpenRegion *region, const SnapOp
     return !wrong || snap_image_corrupt_chunk(verify->image, region->data_path, chunk, wrong, error);
 }
 
-/* The next chunk from *@chunk on that has a record or data in the file; n_chunks when there is none. */
-static gboolean find_chunk(Verify *verify, SnapOpenRegion *region, const SnapOpenFiles *files,
-                           SnapIndexCursor *cursor, uint64_t *chunk, SnapChunkRecord *ret_record, GError **error) {
-    uint64_t chunk_bytes = SNAP_CHUNK_PAGES * region->header.page_bytes;
-    uint64_t recorded = *chunk, start = 0;
-    int result = snap_index_cursor_next(cursor, &recorded, ret_record);
-    if (result < 0)
-        return snap_image_fail(verify->image, region->index_path, -result, error);
-    if (recorded == *chunk)
-        return TRUE;
-    result = snap_file_seek_data(files->data_fd, *chunk * chunk_bytes, &start);
-    if (result < 0 && result != -ENXIO)
-        return snap_image_fail(verify->image, region->data_path, -result, error);
-    uint64_t with_data = result == 0 ? start / chunk_bytes : region->header.n_chunks;
-    *chunk = MIN(recorded, with_data);
-    if (*chunk < recorded)
-        *ret_record = (SnapChunkRecord){0};
-    return TRUE;
+/* A walk over the chunks of one region that need reading: those with stored pages, or with data in the file. */
+typedef struct {
+    SnapOpenRegion *region;
+    const SnapOpenFiles *files;
+    SnapIndexCursor cursor;
+    uint64_t stored; /* the next chunk with stored pages; looked for again once the walk is beyond it */
+} Walk;
+
+/* The next chunk from *@chunk on; n_chunks when there is none. */
+static gboolean find_chunk(Verify *verify, Walk *walk, uint64_t *chunk, SnapChunkRecord *ret_record,
+                           GError **error) {
+    const SnapIndexHeader *header = &walk->region->header;
+    uint64_t chunk_bytes = SNAP_CHUNK_PAGES * header->page_bytes, start = 0;
+    int result = 1;
+    if (walk->stored < *chunk || *chunk == 0) {
+        walk->stored = *chunk;
+        result = snap_index_cursor_next(&walk->cursor, &walk->stored, ret_record);
+    }
+    if (result >= 0 && walk->stored != *chunk) {
+        int sought = snap_file_seek_data(walk->files->data_fd, *chunk * chunk_bytes, &start);
+        if (sought < 0 && sought != -ENXIO)
+            return snap_image_fail(verify->image, walk->region->data_path, -sought, error);
+        *chunk = sought == 0 ? MIN(walk->stored, start / chunk_bytes) : walk->stored;
+    }
+    if (result >= 0 && *chunk < header->n_chunks)
+        result = snap_index_cursor_get(&walk->cursor, *chunk, ret_record);
+    return result >= 0 || snap_image_fail(verify->image, walk->region->index_path, -result, error);
 }
 
 static gboolean verify_open(Verify *verify, SnapOpenRegion *region, const SnapOpenFiles *files, GError **error) {
     uint64_t chunk_bytes = SNAP_CHUNK_PAGES * region->header.page_bytes;
     g_autofree uint8_t *data = g_malloc(chunk_bytes);
-    SnapIndexCursor cursor;
     SnapChunkRecord record;
-    snap_index_cursor_init(&cursor, files->index_fd, &region->header);
+    Walk walk = {.region = region, .files = files};
+    snap_index_cursor_init(&walk.cursor, files->index_fd, &region->header);
     for (uint64_t chunk = 0; chunk < region->header.n_chunks; chunk++) {
-        if (!find_chunk(verify, region, files, &cursor, &chunk, &record, error))
+        if (!find_chunk(verify, &walk, &chunk, &record, error))
             return FALSE;
         if (chunk >= region->header.n_chunks)
             break;

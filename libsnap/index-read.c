@@ -61,7 +61,7 @@ int snap_index_cursor_next(SnapIndexCursor *cursor, uint64_t *index, SnapChunkRe
         result = snap_index_cursor_get(cursor, *index, ret_record);
         if (result < 0)
             return result;
-        if (ret_record->present != 0)
+        if ((ret_record->present & ~ret_record->zero) != 0)
             return 1;
     }
 }

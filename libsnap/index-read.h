@@ -24,8 +24,8 @@ void snap_index_cursor_init(SnapIndexCursor *cursor, int fd, const SnapIndexHead
 int snap_index_cursor_get(SnapIndexCursor *cursor, uint64_t index, SnapChunkRecord *ret_record);
 
 /*
- * The next chunk from *@index on that has a page in the image; *@index moves to it. 1; 0 when there is none,
- * *@index is n_chunks then; or -errno.
+ * The next chunk from *@index on that has a stored page; *@index moves to it. 1; 0 when there is none, *@index is
+ * n_chunks then; or -errno.
  */
 int snap_index_cursor_next(SnapIndexCursor *cursor, uint64_t *index, SnapChunkRecord *ret_record);
 

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 int snap_memory_reader_init(SnapMemoryReader *reader, int pid) {
@@ -25,15 +26,19 @@ void snap_memory_reader_clear(SnapMemoryReader *reader) {
     *reader = (SnapMemoryReader){0};
 }
 
-static int read_file(int fd, uint64_t offset, uint8_t *data, size_t length) {
+/* @past_end: what a read behind the end of the file means; a result, or 0 for zeros. */
+static int read_file(int fd, uint64_t offset, uint8_t *data, size_t length, int past_end) {
     while (length > 0) {
         ssize_t n = pread(fd, data, length, (off_t)offset);
         if (n < 0 && errno == EINTR) {
             continue;
         }
-        if (n <= 0) {
-            /* The end of the file, or of the address space: a mapping past it raises SIGBUS in the guest too. */
-            return n < 0 ? -errno : -EFAULT;
+        if (n < 0) {
+            return -errno;
+        }
+        if (n == 0) {
+            memset(data, 0, length);
+            return past_end;
         }
         data += n;
         offset += (uint64_t)n;
@@ -53,7 +58,7 @@ static int read_process(const SnapMemoryReader *reader, uint64_t address, uint8_
         return -errno;
     }
     size_t done = n > 0 ? (size_t)n : 0;
-    int result = read_file(reader->mem_fd, address + done, data + done, length - done);
+    int result = read_file(reader->mem_fd, address + done, data + done, length - done, -EFAULT);
     return result == -EIO ? -EFAULT : result;
 }
 
@@ -64,7 +69,9 @@ static bool through_file(const SnapRegion *region) {
 int snap_memory_read(const SnapMemoryReader *reader, const SnapRegion *region, uint64_t offset, uint64_t address,
                      void *ret_data, size_t length) {
     if (through_file(region)) {
-        return read_file(region->fd, region->fd_offset + offset, ret_data, length);
+        /* A mapping may be longer than its file. The guest cannot read there, so there is nothing to be wrong
+         * about. */
+        return read_file(region->fd, region->fd_offset + offset, ret_data, length, 0);
     }
     return read_process(reader, address, ret_data, length);
 }

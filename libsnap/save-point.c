@@ -6,6 +6,7 @@
  */
 #include "save.h"
 
+#include <errno.h>
 #include <string.h>
 
 enum {
@@ -240,12 +241,22 @@ static gboolean reconcile(SnapSave *save, GError **error) {
     return TRUE;
 }
 
-static gboolean copy_unprotected(SnapSave *save, GError **error) {
+/* What cannot be read stays zero: a mapping behind the end of its file, which the guest cannot read either. */
+static int copy_region(const SnapMemoryReader *reader, const SnapRegion *region, uint8_t *data) {
+    int result = snap_memory_read(reader, region, 0, region->host_address, data, region->length_bytes);
+    for (uint64_t at = 0; at < region->length_bytes && result == -EFAULT; at += region->page_bytes) {
+        if (snap_memory_read(reader, region, at, region->host_address + at, data + at, region->page_bytes) < 0) {
+            memset(data + at, 0, region->page_bytes);
+        }
+    }
+    return result == -EFAULT ? 0 : result;
+}
+
+static gboolean copy_regions(SnapSave *save, GError **error) {
     for (guint i = 0; i < save->copied->len; i++) {
         CopiedRegion *copy = &g_array_index(save->copied, CopiedRegion, i);
         copy->data = g_malloc(copy->region->length_bytes);
-        int result = snap_memory_read(&save->tracker->reader, copy->region, 0, copy->region->host_address,
-                                      copy->data, copy->region->length_bytes);
+        int result = copy_region(&save->tracker->reader, copy->region, copy->data);
         if (result < 0) {
             snap_set_errno(error, -result, "region %s: cannot copy it", copy->region->name);
             return FALSE;
@@ -258,7 +269,7 @@ static gboolean stop_and_take(SnapSave *save, GError **error) {
     if (!save->guest->ops->pause(save->guest->opaque, error)) {
         return FALSE;
     }
-    if (!reconcile(save, error) || !snap_tracker_point(save->tracker, error) || !copy_unprotected(save, error)) {
+    if (!reconcile(save, error) || !snap_tracker_point(save->tracker, error) || !copy_regions(save, error)) {
         return FALSE;
     }
     save->created_us = g_get_real_time();

@@ -4,6 +4,7 @@
  */
 #include "save.h"
 
+#include <errno.h>
 #include <string.h>
 
 enum {
@@ -58,6 +59,7 @@ static gboolean pace(SnapSave *save, uint64_t bytes, GError **error) {
     save->paced_ns = MAX(save->paced_ns, now);
     while (now < save->paced_ns) {
         g_usleep((gulong)MIN((save->paced_ns - now) / 1000 + 1, SNAP_SINK_WAIT_MS * 1000));
+        snap_sweep_release(save->tracker);
         if (!snap_save_go_on(save, error)) {
             return FALSE;
         }
@@ -94,7 +96,7 @@ static gboolean put_buffer(SnapSave *save, SnapChunk *chunk, guint number, GErro
         return FALSE;
     }
     uint64_t bytes = snap_image_writer_bytes_written(save->writer) - before;
-    snap_save_count(save, pages);
+    snap_save_count(save, pages, false);
     return bytes == 0 || pace(save, bytes, error);
 }
 
@@ -148,36 +150,50 @@ static gboolean sweep_area(SnapSave *save, uint32_t number, GError **error) {
     if (!area->dropped) {
         uint64_t empty = area->region->length_bytes / area->region->page_bytes - armed_pages;
         save->empty_pages += empty;
-        snap_save_count(save, empty);
+        snap_save_count(save, empty, false);
     }
     return TRUE;
 }
 
-/* @data, or where that is NULL the guest's memory, which nobody writes. */
+/*
+ * Fill @chunk from @data, or where that is NULL from the guest's memory, which nobody writes. What cannot be read
+ * (a mapping behind the end of its file) is not present.
+ */
+static gboolean fill_untracked(SnapSave *save, const SnapRegion *region, const uint8_t *data, SnapChunk *chunk,
+                               GError **error) {
+    uint64_t page_bytes = region->page_bytes, at = chunk->index * SNAP_CHUNK_PAGES * page_bytes;
+    uint64_t length = MIN(SNAP_CHUNK_PAGES * page_bytes, region->length_bytes - at);
+    if (data) {
+        memcpy(chunk->data, data + at, length);
+        return TRUE;
+    }
+    const SnapMemoryReader *reader = &save->tracker->reader;
+    int result = snap_memory_read(reader, region, at, region->host_address + at, chunk->data, length);
+    for (uint64_t i = 0; i < length / page_bytes && result == -EFAULT; i++) {
+        uint64_t page = at + i * page_bytes;
+        if (snap_memory_read(reader, region, page, region->host_address + page, chunk->data + i * page_bytes,
+                             page_bytes) < 0) {
+            chunk->present &= ~(UINT64_C(1) << i);
+        }
+    }
+    if (result < 0 && result != -EFAULT) {
+        snap_set_errno(error, -result, "region %s: cannot read it", region->name);
+        return FALSE;
+    }
+    return TRUE;
+}
+
 static gboolean save_untracked(SnapSave *save, const SnapRegion *region, guint number, const uint8_t *data,
                                GError **error) {
-    uint64_t chunk_bytes = SNAP_CHUNK_PAGES * region->page_bytes;
-    for (uint64_t at = 0; at < region->length_bytes; at += chunk_bytes) {
+    uint64_t n_pages = region->length_bytes / region->page_bytes;
+    for (uint64_t done = 0; done < n_pages; done += SNAP_CHUNK_PAGES) {
         SnapChunk *chunk = snap_save_go_on(save, error) ? get_buffer(save, error) : NULL;
         if (!chunk) {
             return FALSE;
         }
-        uint64_t length = MIN(chunk_bytes, region->length_bytes - at);
-        uint64_t pages = length / region->page_bytes;
-        int result = 0;
-        if (data) {
-            memcpy(chunk->data, data + at, length);
-        } else {
-            result = snap_memory_read(&save->tracker->reader, region, at, region->host_address + at, chunk->data,
-                                      length);
-        }
-        if (result < 0) {
-            snap_set_errno(error, -result, "region %s: cannot read it", region->name);
-            return FALSE;
-        }
-        chunk->index = at / chunk_bytes;
-        chunk->present = pages >= SNAP_CHUNK_PAGES ? UINT64_MAX : (UINT64_C(1) << pages) - 1;
-        if (!put_buffer(save, chunk, number, error)) {
+        chunk->index = done / SNAP_CHUNK_PAGES;
+        chunk->present = n_pages - done >= SNAP_CHUNK_PAGES ? UINT64_MAX : (UINT64_C(1) << (n_pages - done)) - 1;
+        if (!fill_untracked(save, region, data, chunk, error) || !put_buffer(save, chunk, number, error)) {
             return FALSE;
         }
     }
@@ -218,7 +234,7 @@ static gboolean sweep_everything(SnapSave *save, GError **error) {
 }
 
 static void final_counts(SnapSave *save, SnapSaveStats *ret_stats) {
-    snap_save_count(save, 0);
+    snap_save_count(save, 0, true);
     snap_lock(&save->lock);
     save->stats.total_ns = snap_now_ns() - save->start_ns;
     *ret_stats = save->stats;

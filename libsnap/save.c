@@ -21,6 +21,7 @@
 
 enum {
     ATTEMPTS_MAX = 3,
+    COUNT_FAULTS_NS = 50000000,
 };
 
 void snap_save_set_phase(SnapSave *save, SnapSavePhase phase) {
@@ -29,26 +30,33 @@ void snap_save_set_phase(SnapSave *save, SnapSavePhase phase) {
     snap_unlock(&save->lock);
 }
 
-void snap_save_count(SnapSave *save, uint64_t done) {
+/* Percentiles are a walk through the histogram under the fault thread's lock: now and then only. */
+static void count_faults(SnapSave *save) {
     SnapTracker *tracker = save->tracker;
-    snap_lock(&save->lock);
     SnapSaveStats *stats = &save->stats;
-    stats->pages_done += done;
-    stats->pages_zero = snap_image_writer_zero_pages(save->writer) + save->empty_pages;
-    stats->bytes_written = snap_image_writer_bytes_written(save->writer);
-    if (tracker) {
-        snap_lock(&tracker->lock);
-        stats->pages_by_fault = MIN(tracker->pages_by_fault, stats->pages_done);
-        stats->pages_by_sweep = stats->pages_done - stats->pages_by_fault;
-        stats->faults = tracker->latency.count;
-        stats->fault_p50_ns = snap_histogram_quantile(&tracker->latency, 500);
-        stats->fault_p99_ns = snap_histogram_quantile(&tracker->latency, 990);
-        stats->fault_p999_ns = snap_histogram_quantile(&tracker->latency, 999);
-        stats->fault_max_ns = tracker->latency.max_ns;
-        uint64_t pool_bytes = snap_pool_peak(tracker->pool) * tracker->page_bytes;
-        snap_unlock(&tracker->lock);
-        uint64_t staging = (save->n_staging - save->fewest_free) * SNAP_CHUNK_PAGES * tracker->page_bytes;
-        stats->peak_buffer_bytes = MAX(stats->peak_buffer_bytes, pool_bytes + staging);
+    snap_lock(&tracker->lock);
+    stats->faults = tracker->latency.count;
+    stats->fault_p50_ns = snap_histogram_quantile(&tracker->latency, 500);
+    stats->fault_p99_ns = snap_histogram_quantile(&tracker->latency, 990);
+    stats->fault_p999_ns = snap_histogram_quantile(&tracker->latency, 999);
+    stats->fault_max_ns = tracker->latency.max_ns;
+    stats->pages_by_fault = MIN(tracker->pages_by_fault, stats->pages_done);
+    uint64_t pool_bytes = snap_pool_peak(tracker->pool) * tracker->page_bytes;
+    snap_unlock(&tracker->lock);
+    stats->pages_by_sweep = stats->pages_done - stats->pages_by_fault;
+    uint64_t staging = (save->n_staging - save->fewest_free) * SNAP_CHUNK_PAGES * tracker->page_bytes;
+    stats->peak_buffer_bytes = MAX(stats->peak_buffer_bytes, pool_bytes + staging);
+}
+
+void snap_save_count(SnapSave *save, uint64_t done, bool faults_too) {
+    snap_lock(&save->lock);
+    save->stats.pages_done += done;
+    save->stats.pages_zero = snap_image_writer_zero_pages(save->writer) + save->empty_pages;
+    save->stats.bytes_written = snap_image_writer_bytes_written(save->writer);
+    uint64_t now = snap_now_ns();
+    if (faults_too || now >= save->count_faults_ns) {
+        save->count_faults_ns = now + COUNT_FAULTS_NS;
+        count_faults(save);
     }
     snap_unlock(&save->lock);
 }

@@ -52,7 +52,8 @@ struct SnapSave {
     GPtrArray *states; /* of SnapState */
     GArray *numbers;   /* of guint: tracker area → region number in the image */
     int64_t created_us;
-    uint64_t paced_ns; /* when the bandwidth limit lets the next chunk go */
+    uint64_t paced_ns;        /* when the bandwidth limit lets the next chunk go */
+    uint64_t count_faults_ns; /* when the fault thread's counts are fetched again */
     guint n_staging;
     guint fewest_free;
     uint64_t copied_bytes; /* in copied */
@@ -64,8 +65,9 @@ struct SnapSave {
 
 void snap_save_set_phase(SnapSave *save, SnapSavePhase phase);
 
-/* @done more pages are captured; take over what tracker and writer have counted. */
-void snap_save_count(SnapSave *save, uint64_t done);
+/* @done more pages are captured; take over what the writer has counted, and now and then, or now, the fault
+ * thread. */
+void snap_save_count(SnapSave *save, uint64_t done, bool faults_too);
 
 /* FALSE when it was cancelled or the fault thread gave up: *error says which. */
 gboolean snap_save_go_on(SnapSave *save, GError **error);

@@ -130,11 +130,50 @@ static int verify(const SnapTracker *tracker, uint64_t address, uint64_t end) {
     return address < end ? -EFAULT : 0;
 }
 
+/*
+ * A guard page (MADV_GUARD_INSTALL, as newer C libraries put below stacks) can be neither read nor protected, and
+ * holds nothing; the guest could not have written it without a fault of its own.
+ */
+static bool is_guard(const SnapTracker *tracker, uint64_t address, uint64_t page_bytes) {
+    struct page_region run;
+    SnapScan scan = {
+        .fd = tracker->pagemap,
+        .filter = {.all = PAGE_IS_GUARD, .report = PAGE_IS_GUARD},
+        .next = address,
+        .end = address + page_bytes,
+    };
+    return snap_pagemap_step(&scan, &run, 1) == 1;
+}
+
+/* Copy pages [offset, offset + length), mapped at @address, and see that the copy is good. */
+static int copy_run(const SnapTracker *tracker, const SnapArea *area, uint64_t offset, uint64_t address,
+                    uint8_t *data, uint64_t length) {
+    int result = snap_memory_read(&tracker->reader, area->region, offset, address, data, length);
+    if (result == 0) {
+        result = verify(tracker, address, address + length);
+    }
+    if (result == 0 && !snap_holes_check(area, offset, data, length)) {
+        result = -EFAULT;
+    }
+    if (result != -EFAULT || area->region->memory != SNAP_MEMORY_ANON) {
+        return result;
+    }
+    uint64_t page_bytes = area->region->page_bytes;
+    if (length == page_bytes) {
+        memset(data, 0, length);
+        return is_guard(tracker, address, page_bytes) ? 0 : -EFAULT;
+    }
+    result = 0;
+    for (uint64_t at = 0; at < length && result == 0; at += page_bytes) {
+        result = copy_run(tracker, area, offset + at, address + at, data + at, page_bytes);
+    }
+    return result;
+}
+
 /* Copy the pages of @mask in one chunk into @data, page i at i * page_bytes, and verify each copied piece. */
 static int copy_pages(SnapTracker *tracker, uint32_t area_index, uint64_t chunk, uint64_t mask, uint8_t *data) {
     const SnapArea *area = snap_tracker_area(tracker, area_index);
-    const SnapRegion *region = area->region;
-    uint64_t page_bytes = region->page_bytes;
+    uint64_t page_bytes = area->region->page_bytes;
     for (unsigned i = 0; i < SNAP_CHUNK_PAGES;) {
         if (!(mask >> i & 1)) {
             i++;
@@ -151,14 +190,7 @@ static int copy_pages(SnapTracker *tracker, uint32_t area_index, uint64_t chunk,
             n++;
         }
         uint64_t address = extent.address + (offset - extent.offset);
-        int result =
-            snap_memory_read(&tracker->reader, region, offset, address, data + i * page_bytes, n * page_bytes);
-        if (result == 0) {
-            result = verify(tracker, address, address + n * page_bytes);
-        }
-        if (result == 0 && !snap_holes_check(area, offset, data + i * page_bytes, n * page_bytes)) {
-            result = -EFAULT;
-        }
+        int result = copy_run(tracker, area, offset, address, data + i * page_bytes, n * page_bytes);
         if (result < 0) {
             return result;
         }

@@ -1,6 +1,7 @@
 /* vmsnap save: one snapshot of one running guest. */
 #include "command.h"
 #include "interrupt.h"
+#include "libsnap.h"
 #include "progress.h"
 #include "qapi/save.h"
 #include "units.h"
@@ -184,6 +185,16 @@ static void print_saved(json_object *result) {
                result_uint(result, "attempts"));
 }
 
+/* What to do about it, where that is an option of ours. */
+static void add_advice(GError *error) {
+    if (!g_error_matches(error, SNAP_ERROR, SNAP_ERROR_BUFFER_FULL))
+        return;
+    char *message =
+        g_strdup_printf("%s; give it a larger --buffer, or let it wait: --at-cap block", error->message);
+    g_free(error->message);
+    error->message = message;
+}
+
 static int run(Invocation *invocation) {
     int status = STATUS_DONE;
     g_auto(Options) options = {0};
@@ -196,7 +207,10 @@ static int run(Invocation *invocation) {
     g_autoptr(GError) error = NULL;
     g_autoptr(json_object) result = qapi_save(&save, progress_save, &progress, &error);
     progress_clear(&progress);
-    return result ? invocation_finish(invocation, result, print_saved) : invocation_fail(invocation, error);
+    if (result)
+        return invocation_finish(invocation, result, print_saved);
+    add_advice(error);
+    return invocation_fail(invocation, error);
 }
 
 const Command command_save = {

@@ -112,7 +112,9 @@ static void raise_descriptor_limit(void) {
 int main(int argc, char **argv) {
     (void)argc;
     raise_descriptor_limit();
-    signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error like others, with the guest to be released */
+    /* A reader that goes away and a file that may not grow are errors like others, with a guest to be released. */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     g_set_prgname("vmsnap");
     Invocation invocation = {0};
     int status = run(&invocation, argv);

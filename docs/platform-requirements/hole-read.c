@@ -14,9 +14,8 @@ static blkcnt_t blocks(int fd) {
     return found.st_blocks;
 }
 
-static void check_file(const char *kind, int fd, size_t length) {
+static void check_file(const char *kind, int fd, char *memory, size_t length) {
     printf("%s\n", kind);
-    char *memory = map(length, MAP_SHARED, fd);
     char path[64];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     int other = open(path, O_RDONLY | O_CLOEXEC);
@@ -40,9 +39,11 @@ static void check_file(const char *kind, int fd, size_t length) {
 }
 
 int main(void) {
-    check_file("memfd", make_memfd(16 * page_bytes()), 16 * page_bytes());
+    size_t length = 16 * page_bytes();
+    int memfd = make_memfd(length);
+    check_file("memfd", memfd, map(length, MAP_SHARED, memfd), length);
     size_t huge = 0;
-    int fd = make_hugetlb_memfd(2, &huge);
-    check_file("hugetlb memfd", fd, 2 * huge);
+    char *memory = map_hugetlb(2, MAP_SHARED, &huge, &memfd);
+    check_file("hugetlb memfd", memfd, memory, 2 * huge);
     return 0;
 }

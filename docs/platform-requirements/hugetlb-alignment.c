@@ -8,8 +8,8 @@
 
 int main(void) {
     size_t huge = 0;
-    int memfd = make_hugetlb_memfd(2, &huge);
-    char *memory = map(2 * huge, MAP_SHARED, memfd);
+    int memfd = -1;
+    char *memory = map_hugetlb(2, MAP_SHARED, &huge, &memfd);
     memset(memory, 't', 2 * huge);
     int fd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
     CHECK(uffd_register(fd, memory, 2 * huge) == 0);

@@ -187,7 +187,9 @@ static inline void task_write(Task *task) {
 static inline bool write_is_caught(int fd, char *address, size_t granule) {
     Task task = {.body = task_write, .address = address};
     task_start(&task);
-    bool caught = uffd_wait(fd, QUIET_MS);
+    bool caught = false;
+    for (int ms = 0; ms < WAIT_MS && !caught && !atomic_load(&task.done); ms++)
+        caught = uffd_wait(fd, 1);
     if (caught) {
         struct uffd_msg message = uffd_read(fd);
         CHECK(message.event == UFFD_EVENT_PAGEFAULT);
@@ -203,27 +205,53 @@ static inline bool write_is_caught(int fd, char *address, size_t granule) {
 
 /* ---- huge pages ------------------------------------------------------------------------------------------ */
 
-/* A memfd of @n huge pages that are there to be touched, or a skip. @ret_bytes: of one huge page. */
-static inline int make_hugetlb_memfd(size_t n, size_t *ret_bytes) {
-    unsigned long kib = 0;
+static inline size_t huge_page_bytes(void) {
+    size_t kib = 0;
     char line[128];
     FILE *meminfo = fopen("/proc/meminfo", "re");
     CHECK(meminfo);
     while (fgets(line, sizeof(line), meminfo))
-        sscanf(line, "Hugepagesize: %lu kB", &kib);
+        sscanf(line, "Hugepagesize: %zu kB", &kib);
     fclose(meminfo);
+    return kib * 1024;
+}
 
+/* Returns what it was before, or -1 where that cannot be changed. */
+static inline long set_overcommitted_huge_pages(long pages) {
+    long before = -1;
+    FILE *file = fopen("/proc/sys/vm/nr_overcommit_hugepages", "r+e");
+    if (!file)
+        return -1;
+    if (fscanf(file, "%ld", &before) != 1)
+        before = -1;
+    rewind(file);
+    fprintf(file, "%ld\n", pages);
+    fclose(file);
+    return before;
+}
+
+/*
+ * A memfd of @n huge pages, mapped and reserved, or a skip. Where there are none in the pool and we may, the
+ * kernel is allowed to find some for just as long as the reservation takes.
+ */
+static inline char *map_hugetlb(size_t n, int flags, size_t *ret_bytes, int *ret_fd) {
+    size_t bytes = huge_page_bytes();
     int fd = memfd_create("proof", MFD_CLOEXEC | MFD_HUGETLB);
-    if (fd < 0 || kib == 0)
+    if (fd < 0 || bytes == 0)
         end(77, "no hugetlb: %s", strerror(errno));
-    size_t bytes = kib * 1024;
     CHECK(ftruncate(fd, (off_t)(n * bytes)) == 0);
-    void *probe = mmap(NULL, n * bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (probe == MAP_FAILED)
+    char *memory = mmap(NULL, n * bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
+    if (memory == MAP_FAILED) {
+        long before = set_overcommitted_huge_pages(64);
+        memory = mmap(NULL, n * bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
+        if (before >= 0)
+            set_overcommitted_huge_pages(before);
+    }
+    if (memory == MAP_FAILED)
         end(77, "%zu free huge pages are needed: sysctl vm.nr_hugepages=%zu", n, n);
-    munmap(probe, n * bytes);
     *ret_bytes = bytes;
-    return fd;
+    *ret_fd = fd;
+    return memory;
 }
 
 /* One transparent huge page, populated, at its natural boundary, or a skip. */

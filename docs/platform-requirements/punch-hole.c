@@ -18,10 +18,9 @@ static char first_byte(int memfd, size_t offset) {
 }
 
 /* Pages 0 and 1 have content, 2 and 3 are holes; 1 and 2 are punched. */
-static void check_kind(const char *kind, int memfd, size_t page, bool truncate_keeps_protection) {
+static void check_kind(const char *kind, int memfd, char *memory, size_t page, bool truncate_keeps_protection) {
     printf("%s\n", kind);
     const size_t length = 4 * page;
-    char *memory = map(length, MAP_SHARED, memfd);
     memset(memory, 'o', 2 * page);
     int fd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
                        UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP);
@@ -52,9 +51,11 @@ static void check_kind(const char *kind, int memfd, size_t page, bool truncate_k
 }
 
 int main(void) {
-    check_kind("memfd", make_memfd(4 * page_bytes()), page_bytes(), true);
+    size_t page = page_bytes();
+    int memfd = make_memfd(4 * page);
+    check_kind("memfd", memfd, map(4 * page, MAP_SHARED, memfd), page, true);
     size_t huge = 0;
-    int memfd = make_hugetlb_memfd(4, &huge);
-    check_kind("hugetlb memfd", memfd, huge, false);
+    char *memory = map_hugetlb(4, MAP_SHARED, &huge, &memfd);
+    check_kind("hugetlb memfd", memfd, memory, huge, false);
     return 0;
 }

@@ -14,8 +14,8 @@ static bool is_protected(char *address) {
 /* Pages: 0 touched, 1 never touched, both protected; 2 touched, 3 never touched, both let go again. */
 static void check_kind(const char *kind, int flags) {
     size_t huge = 0;
-    int memfd = make_hugetlb_memfd(4, &huge);
-    char *memory = map(4 * huge, flags, memfd);
+    int memfd = -1;
+    char *memory = map_hugetlb(4, flags, &huge, &memfd);
     printf("%s\n", kind);
     memory[0] = memory[2 * huge] = 't';
     int fd =

@@ -12,7 +12,7 @@
 #include "maps.h"
 #include "target.h"
 
-#define STOP_TIMEOUT_NS (500 * G_GUINT64_CONSTANT(1000000))
+#define STOP_TIMEOUT_NS (2 * G_GUINT64_CONSTANT(1000000000)) /* a loaded machine may not run a thread for long */
 enum { SEARCH_BYTES = 1 << 16 };
 
 static const char *const steps[] = {
@@ -122,7 +122,17 @@ static SnapErrorCode code_of(const InjectResult *result) {
     return code == SNAP_ERROR_PERMISSION || code == SNAP_ERROR_GUEST_GONE ? code : SNAP_ERROR_FAILED;
 }
 
+/* The kernel says EPERM of a process that is ending, too. */
+static gboolean has_ended(int pid) {
+    g_auto(GStrv) fields = target_stat_fields(pid, pid);
+    return !fields[0] || strchr("ZX", fields[0][0]);
+}
+
 void inject_set_error(GError **error, int pid, const InjectResult *result) {
+    if (result->errnum == ESRCH || (result->step == INJECT_STEP_SEIZE && has_ended(pid))) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "process %d has ended", pid);
+        return;
+    }
     const char *hint = advice(result);
     g_set_error(error, SNAP_ERROR, (gint)code_of(result), "process %d, thread %d: cannot %s: %s%s%s", pid,
                 (int)result->tid, steps[result->step], g_strerror(result->errnum), hint ? ": " : "",

@@ -44,6 +44,7 @@ static G_NORETURN void run_program(char *const *argv, const int *keep, guint n_k
         fcntl(keep[i], F_SETFD, 0);
     sigprocmask(SIG_SETMASK, mask, NULL);
     signal(SIGPIPE, SIG_DFL);
+    signal(SIGXFSZ, SIG_DFL);
     execvp(argv[0], argv);
     int code = errno;
     ssize_t ignored = write(failure, &code, sizeof(code));
