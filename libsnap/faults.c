@@ -2,8 +2,7 @@
  * The fault thread.
  *
  * The happy path: poll says readable; no event is pending, so what waits is a fault; read it, find the page, claim
- * it, copy it into the pool, see that it was still protected, un-protect it, which wakes the writer; then do the
- * book-keeping.
+ * it, copy it into the pool, un-protect it, which wakes the writer, and see by the answer that the copy is good.
  *
  * Every message is answered by an un-protect or a wake, or left to the sweep that is just about to release the
  * page: a writer that queues after an un-protect may sleep although the page is free (the kernel looks at the
@@ -35,6 +34,7 @@ typedef struct {
     uint64_t offset;  /* of its granule in the area */
     uint64_t address; /* of its granule in the guest */
     uint64_t length;  /* of the granule */
+    bool fresh;       /* captured just now, not yet known to be good */
 } Place;
 
 /* ---- capturing ------------------------------------------------------------------------------------------- */
@@ -57,10 +57,6 @@ static int capture_batch(SnapTracker *tracker, SnapArea *area, uint64_t offset, 
     int result = n_pages == 1 ? snap_memory_read(&tracker->reader, area->region, offset, address,
                                                  parts[0].iov_base, page_bytes)
                               : snap_memory_readv(&tracker->reader, area->region, offset, address, parts, n_pages);
-    if (result == 0) {
-        int kept = snap_pagemap_protected(tracker->pagemap, address, tracker->page_bytes);
-        result = kept == 1 ? 0 : kept == 0 ? -EFAULT : kept;
-    }
     for (int i = 0; i < n_pages && result == 0; i++) {
         bool kept = snap_holes_check(area, offset + (uint64_t)i * page_bytes, parts[i].iov_base, page_bytes);
         result = kept ? 0 : -EFAULT;
@@ -81,30 +77,65 @@ static int capture_batch(SnapTracker *tracker, SnapArea *area, uint64_t offset, 
     return 0;
 }
 
+/* Whether the granule at @address is still protected: 1, 0 or -errno. */
+static int is_protected(const SnapTracker *tracker, uint64_t address) {
+    return snap_pagemap_protected(tracker->pagemap, address, tracker->page_bytes);
+}
+
+/* Take back what was captured last of [offset, end): it is at the head of its chunks' lists. */
+static void give_up_capture_locked(SnapTracker *tracker, SnapArea *area, uint64_t offset, uint64_t end)
+    SNAP_REQUIRES(tracker->lock) {
+    uint64_t page_bytes = area->region->page_bytes;
+    for (uint64_t page = end / page_bytes; page-- > offset / page_bytes;) {
+        SnapChunkState *chunk = &area->chunks[page / SNAP_CHUNK_PAGES];
+        uint32_t index = chunk->preimages;
+        g_assert(snap_pool_page(tracker->pool, index) == page);
+        chunk->preimages = *snap_pool_link(tracker->pool, index);
+        chunk->claimed &= ~(UINT64_C(1) << page % SNAP_CHUNK_PAGES);
+        snap_pool_give(tracker->pool, index);
+        tracker->pages_by_fault--;
+    }
+}
+
 static bool is_claimed(const SnapArea *area, uint64_t offset) {
     uint64_t page = offset / area->region->page_bytes;
     return area->chunks[page / SNAP_CHUNK_PAGES].claimed >> page % SNAP_CHUNK_PAGES & 1;
+}
+
+/* Copy one granule that nobody has. -ENOBUFS: no room for it. */
+static int capture_granule_locked(SnapTracker *tracker, SnapArea *area, uint64_t offset, uint64_t address)
+    SNAP_REQUIRES(tracker->lock) {
+    uint64_t page_bytes = area->region->page_bytes, granule = area->region->granule_bytes;
+    if (snap_pool_available(tracker->pool) < granule / page_bytes) {
+        return -ENOBUFS;
+    }
+    for (uint64_t at = 0; at < granule; at += BATCH_PAGES * page_bytes) {
+        int n = (int)MIN((granule - at) / page_bytes, BATCH_PAGES);
+        int result = capture_batch(tracker, area, offset + at, address + at, n);
+        if (result < 0) {
+            give_up_capture_locked(tracker, area, offset, offset + at);
+            return result;
+        }
+    }
+    return 0;
 }
 
 int snap_faults_capture_locked(SnapTracker *tracker, uint32_t area_index, uint64_t offset, uint64_t end,
                                uint64_t address) {
     SnapArea *area = snap_tracker_area(tracker, area_index);
     uint64_t granule = area->region->granule_bytes;
-    uint64_t granule_pages = granule / area->region->page_bytes;
     for (; offset < end; offset += granule, address += granule) {
         if (is_claimed(area, offset)) {
             continue;
         }
-        if (snap_pool_available(tracker->pool) < granule_pages) {
-            return -ENOBUFS;
+        int result = capture_granule_locked(tracker, area, offset, address);
+        int kept = result < 0 ? 1 : is_protected(tracker, address);
+        if (kept != 1) {
+            give_up_capture_locked(tracker, area, offset, offset + granule);
+            result = kept < 0 ? kept : -EFAULT;
         }
-        for (uint64_t done = 0; done < granule_pages; done += BATCH_PAGES) {
-            int n = (int)MIN(granule_pages - done, BATCH_PAGES);
-            uint64_t at = done * area->region->page_bytes;
-            int result = capture_batch(tracker, area, offset + at, address + at, n);
-            if (result < 0) {
-                return result;
-            }
+        if (result < 0) {
+            return result;
         }
     }
     return 0;
@@ -150,7 +181,7 @@ static Answer give_up_locked(SnapTracker *tracker, const Place *place, int code,
     return ANSWER_RELEASE;
 }
 
-static Answer serve_sync(SnapTracker *tracker, const Place *place) SNAP_REQUIRES(tracker->lock) {
+static Answer serve_sync(SnapTracker *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
     SnapArea *area = snap_tracker_area(tracker, place->area);
     uint64_t number = place->offset / area->chunk_bytes;
     SnapChunkState *chunk = &area->chunks[number];
@@ -163,10 +194,13 @@ static Answer serve_sync(SnapTracker *tracker, const Place *place) SNAP_REQUIRES
     case SNAP_CHUNK_PROTECTED:
         break;
     }
-    int result = snap_faults_capture_locked(tracker, place->area, place->offset, place->offset + place->length,
-                                            place->address);
+    if (is_claimed(area, place->offset)) {
+        return ANSWER_RELEASE;
+    }
+    int result = capture_granule_locked(tracker, area, place->offset, place->address);
     switch (result) {
     case 0:
+        place->fresh = true;
         snap_tracker_heat_locked(tracker, place->area, number, false);
         return ANSWER_RELEASE;
     case -ENOBUFS:
@@ -188,7 +222,7 @@ static Answer serve_sync(SnapTracker *tracker, const Place *place) SNAP_REQUIRES
     }
 }
 
-static Answer serve_locked(SnapTracker *tracker, const Place *place) SNAP_REQUIRES(tracker->lock) {
+static Answer serve_locked(SnapTracker *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
     switch (tracker->mode) {
     case SNAP_TRACK_LOG:
         return serve_log(tracker, place);
@@ -215,11 +249,25 @@ static bool locate_locked(SnapTracker *tracker, uint64_t address, Place *ret_pla
     return extent != NULL;
 }
 
-/* Un-protect, or at least wake. -EAGAIN: an event is pending. */
-static int release(const SnapTracker *tracker, const Place *place) {
+/*
+ * Un-protect, or at least wake. -EAGAIN: an event is pending; -ENOENT: nothing of ours is mapped there any more.
+ *
+ * That there was no EAGAIN also says that a fresh copy is good: moving, unmapping and discarding are pending from
+ * before they begin until this thread reads their event. After an EAGAIN the page itself is looked at: if it is
+ * still protected, it is in place.
+ */
+static int release_locked(SnapTracker *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
     int result = snap_uffd_unprotect(tracker->uffd, place->address, place->length);
-    if (result == -ENOENT || result == -EINVAL) {
-        result = snap_uffd_wake(tracker->uffd, place->address, place->length);
+    bool gone = result == -ENOENT || result == -EINVAL;
+    if (place->fresh && (gone || (result == -EAGAIN && is_protected(tracker, place->address) != 1))) {
+        give_up_capture_locked(tracker, snap_tracker_area(tracker, place->area), place->offset,
+                               place->offset + place->length);
+        if (gone) {
+            give_up_locked(tracker, place, SNAP_ERROR_LOST, 0, "the guest unmapped it");
+        }
+    }
+    if (gone) {
+        snap_uffd_wake(tracker->uffd, place->address, place->length);
     }
     return result;
 }
@@ -232,7 +280,7 @@ static bool serve_fault(SnapTracker *tracker, uint64_t address, uint64_t since_n
     if (locate_locked(tracker, address, &place)) {
         answer = serve_locked(tracker, &place);
     }
-    bool done = answer != ANSWER_AGAIN && (answer == ANSWER_NONE || release(tracker, &place) != -EAGAIN);
+    bool done = answer == ANSWER_NONE || (answer == ANSWER_RELEASE && release_locked(tracker, &place) != -EAGAIN);
     if (done && tracker->mode == SNAP_TRACK_SYNC) {
         snap_histogram_add(&tracker->latency, snap_now_ns() - since_ns);
     }

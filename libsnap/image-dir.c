@@ -25,8 +25,8 @@ void snap_image_dir_fail(const SnapImageDir *dir, const char *path, int errnum, 
                     dir->path, slash, path, (guint64)dir->bytes_written);
     else if (errnum == EFBIG)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
-                    "%s%s%s: longer than a file may be there; raise ulimit -f or save to another file system", dir->path, slash,
-                    path);
+                    "%s%s%s: longer than a file may be there; raise ulimit -f or save to another file system",
+                    dir->path, slash, path);
     else
         snap_set_errno(error, errnum, "%s%s%s", dir->path, slash, path);
 }

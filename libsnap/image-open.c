@@ -140,27 +140,27 @@ static gboolean open_files(const SnapImage *image, const SnapOpenRegion *region,
 }
 
 static gboolean take_files_locked(const SnapImage *image, SnapOpenRegion *region, SnapOpenFiles *ret_files,
-                                  GError **error) {
+                                  GError **error) SNAP_REQUIRES(image->kept->lock) {
     if (region->data_fd >= 0) {
         *ret_files = (SnapOpenFiles){region->data_fd, region->index_fd, FALSE};
         return TRUE;
     }
     if (!open_files(image, region, ret_files, error))
         return FALSE;
-    ret_files->own = *image->n_open >= MAX_KEPT;
+    ret_files->own = image->kept->n_regions >= MAX_KEPT;
     if (!ret_files->own) {
         region->data_fd = ret_files->data_fd;
         region->index_fd = ret_files->index_fd;
-        ++*image->n_open;
+        image->kept->n_regions++;
     }
     return TRUE;
 }
 
 gboolean snap_image_take_files(const SnapImage *image, SnapOpenRegion *region, SnapOpenFiles *ret_files,
                                GError **error) {
-    g_mutex_lock(image->lock);
+    snap_lock(&image->kept->lock);
     gboolean good = take_files_locked(image, region, ret_files, error);
-    g_mutex_unlock(image->lock);
+    snap_unlock(&image->kept->lock);
     return good;
 }
 
@@ -261,9 +261,8 @@ static void set_info(SnapImage *image) {
 SnapImage *snap_image_open(const char *dir, GError **error) {
     g_autoptr(SnapImage) image = g_new0(SnapImage, 1);
     image->fd = -1;
-    image->lock = g_new(GMutex, 1);
-    g_mutex_init(image->lock);
-    image->n_open = g_new0(guint, 1);
+    image->kept = g_new0(SnapKept, 1);
+    snap_lock_init(&image->kept->lock);
     if (!open_directory(image, dir, error) || !read_manifest(image, error))
         return NULL;
     set_info(image);
@@ -286,9 +285,8 @@ void snap_image_free(SnapImage *image) {
     snap_manifest_free(image->manifest);
     if (image->fd >= 0)
         close(image->fd);
-    g_mutex_clear(image->lock);
-    g_free(image->lock);
-    g_free(image->n_open);
+    snap_lock_clear(&image->kept->lock);
+    g_free(image->kept);
     g_free(image->dir);
     g_free(image);
 }

@@ -5,6 +5,7 @@
 
 #include "chunk.h"
 #include "libsnap.h"
+#include "lock.h"
 #include "manifest.h"
 
 typedef struct {
@@ -14,12 +15,18 @@ typedef struct {
     char *raw_path;
     char *data_path; /* relative to the image, as index_path */
     char *index_path;
-    /* under lock; -1 while closed */
+    /* under kept->lock; -1 while closed */
     int data_fd;
     int index_fd;
     /* atomic, no order needed: a bit is a hint that saves work, and is set after the check it stands for */
     guint *checked; /* a bit a chunk: its checksum was right once */
 } SnapOpenRegion;
+
+/* Which descriptors stay open. */
+typedef struct {
+    SnapLock lock;
+    guint n_regions; /* under lock: whose descriptors are kept */
+} SnapKept;
 
 struct SnapImage {
     /* set before the image is handed out */
@@ -29,9 +36,7 @@ struct SnapImage {
     char *dir;
     SnapOpenRegion *regions; /* info.n_regions */
     GHashTable *by_name;     /* name → index + 1 */
-    /* under lock */
-    GMutex *lock;
-    guint *n_open; /* regions whose descriptors are kept */
+    SnapKept *kept;          /* apart, since reading changes it and takes a const image */
 };
 
 /* The descriptors of a region for as long as they are needed. */

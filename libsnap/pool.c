@@ -4,6 +4,14 @@
 #include <glib.h>
 #include <sys/mman.h>
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+enum {
+    RESIDENT_BYTES = 64 << 20, /* the whole pool, unless a larger --buffer was asked for */
+};
+
 typedef struct {
     uint64_t page;
     uint32_t link; /* free: next free buffer; taken: the taker's */
@@ -34,6 +42,8 @@ SnapPool *snap_pool_new(uint64_t page_bytes, uint32_t n_pages) {
     pool->first_free = SNAP_POOL_NONE;
     pool->slots = map_zeros(MAX(n_pages, 1) * sizeof *pool->slots);
     pool->data = map_zeros(MAX(n_pages, 1) * page_bytes);
+    /* The first part is made resident now: a page fault of ours would lengthen the guest's. */
+    madvise(pool->data, MIN(n_pages * page_bytes, RESIDENT_BYTES), MADV_POPULATE_WRITE);
     return pool;
 }
 

@@ -1,8 +1,8 @@
 /*
  * Pool: preallocated page buffers for pre-images, with a hard cap.
  *
- * One anonymous mapping, touched as it is used, and a stack of free indices (last out, first in: the resident part
- * stays as small as the peak). Taking and giving allocate nothing and never fail for another reason than the cap.
+ * One anonymous mapping, and a stack of free indices (last out, first in: what is warm is used again). The first 64 MiB
+ * are resident from the start, more as it is used. Taking and giving allocate nothing and never fail for another reason than the cap.
  * Not thread safe: the tracker's lock covers it.
  */
 #pragma once

@@ -61,11 +61,12 @@ static gint by_length(gconstpointer a, gconstpointer b) {
 static gboolean divide_buffer(SnapSave *save, GPtrArray *regions, guint *ret_staging, uint32_t *ret_pool,
                               GError **error) {
     uint64_t total = save->options.buffer_bytes ? save->options.buffer_bytes : DEFAULT_BUFFER_BYTES;
-    uint64_t page = 0, granule = 0;
+    uint64_t page = 0, granule = 0, tracked = 0;
     for (guint i = 0; i < regions->len; i++) {
         const SnapRegion *region = g_ptr_array_index(regions, i);
         page = MAX(page, region->page_bytes);
         granule = is_tracked(region) ? MAX(granule, region->granule_bytes) : granule;
+        tracked += is_tracked(region) ? region->length_bytes : 0;
     }
     uint64_t chunk = page * SNAP_CHUNK_PAGES;
     uint64_t least = MAX(granule, STAGING_MIN_CHUNKS * chunk);
@@ -79,7 +80,7 @@ static gboolean divide_buffer(SnapSave *save, GPtrArray *regions, guint *ret_sta
     uint64_t staging =
         CLAMP(total / 4 / chunk, (least + chunk - 1) / chunk, MAX(STAGING_MAX_CHUNKS, least / chunk));
     *ret_staging = (guint)staging;
-    *ret_pool = (uint32_t)MIN((total - staging * chunk) / page, UINT32_MAX - 1);
+    *ret_pool = (uint32_t)MIN(MIN(total - staging * chunk, tracked) / page, UINT32_MAX - 1);
     return TRUE;
 }
 

@@ -4,6 +4,7 @@
  * Two, so that the disk always has a request while the other thread is between two of them. Requests start in
  * the order they came; they may finish in another.
  */
+#include "lock.h"
 #include "sink.h"
 
 #include <errno.h>
@@ -15,10 +16,10 @@ typedef struct {
     SnapSink sink;
     /* set before start */
     GThread *threads[N_THREADS];
-    /* under lock */
-    GMutex lock;
+    SnapLock lock;
     GCond work;     /* todo has become longer, or stop is set */
     GCond finished; /* done has become longer */
+    /* under lock */
     SnapSinkQueue todo;
     SnapSinkQueue done;
     gboolean stop;
@@ -39,33 +40,33 @@ static void run(SnapSinkRequest *request) {
 
 static void *serve(void *opaque) {
     PwriteSink *self = opaque;
-    g_mutex_lock(&self->lock);
+    snap_lock(&self->lock);
     while (!self->stop) {
         SnapSinkRequest *request = snap_sink_queue_pop(&self->todo);
         if (!request) {
-            g_cond_wait(&self->work, &self->lock);
+            g_cond_wait(&self->work, &self->lock.mutex);
             continue;
         }
-        g_mutex_unlock(&self->lock);
+        snap_unlock(&self->lock);
         run(request);
-        g_mutex_lock(&self->lock);
+        snap_lock(&self->lock);
         snap_sink_queue_push(&self->done, request);
         g_cond_signal(&self->finished);
     }
-    g_mutex_unlock(&self->lock);
+    snap_unlock(&self->lock);
     return NULL;
 }
 
 static void pwrite_submit(SnapSink *sink, SnapSinkRequest *first) {
     PwriteSink *self = (PwriteSink *)sink;
-    g_mutex_lock(&self->lock);
+    snap_lock(&self->lock);
     for (SnapSinkRequest *request = first, *next = NULL; request; request = next) {
         next = request->next;
         snap_sink_queue_push(&self->todo, request);
         self->under_way++;
     }
     g_cond_broadcast(&self->work);
-    g_mutex_unlock(&self->lock);
+    snap_unlock(&self->lock);
 }
 
 static SnapSinkRequest *pwrite_reap(SnapSink *sink, int timeout_ms) {
@@ -73,28 +74,28 @@ static SnapSinkRequest *pwrite_reap(SnapSink *sink, int timeout_ms) {
     if (self->under_way == 0)
         return NULL;
     gint64 deadline = g_get_monotonic_time() + (gint64)timeout_ms * G_TIME_SPAN_MILLISECOND;
-    g_mutex_lock(&self->lock);
+    snap_lock(&self->lock);
     SnapSinkRequest *request = NULL;
     while (!(request = snap_sink_queue_pop(&self->done)) && timeout_ms != 0) {
         if (timeout_ms < 0)
-            g_cond_wait(&self->finished, &self->lock);
-        else if (!g_cond_wait_until(&self->finished, &self->lock, deadline))
+            g_cond_wait(&self->finished, &self->lock.mutex);
+        else if (!g_cond_wait_until(&self->finished, &self->lock.mutex, deadline))
             timeout_ms = 0; /* one last look */
     }
-    g_mutex_unlock(&self->lock);
+    snap_unlock(&self->lock);
     self->under_way -= request != NULL;
     return request;
 }
 
 static void pwrite_free(SnapSink *sink) {
     PwriteSink *self = (PwriteSink *)sink;
-    g_mutex_lock(&self->lock);
+    snap_lock(&self->lock);
     self->stop = TRUE;
     g_cond_broadcast(&self->work);
-    g_mutex_unlock(&self->lock);
+    snap_unlock(&self->lock);
     for (int i = 0; i < N_THREADS; i++)
         g_thread_join(self->threads[i]);
-    g_mutex_clear(&self->lock);
+    snap_lock_clear(&self->lock);
     g_cond_clear(&self->work);
     g_cond_clear(&self->finished);
     g_free(self);
@@ -110,7 +111,7 @@ static const SnapSinkOps pwrite_ops = {
 SnapSink *snap_sink_pwrite_new(void) {
     PwriteSink *self = g_new0(PwriteSink, 1);
     self->sink.ops = &pwrite_ops;
-    g_mutex_init(&self->lock);
+    snap_lock_init(&self->lock);
     g_cond_init(&self->work);
     g_cond_init(&self->finished);
     for (int i = 0; i < N_THREADS; i++)

@@ -80,8 +80,8 @@ def print_result(options, about, lines, failures, seconds):
     print(f"Linux {about['kernel']}, {about['cpus']} CPUs, load {about['load']:.1f}, QEMU {about['qemu']}, "
           f"{about['file-system']}; {options.runs} runs, medians; {seconds:.0f} s\n")
     table.print_table(lines)
-    met = sum(line.met for line in lines)
-    print(f"\n{met} of {len(lines)} met" + (f", {len(failures)} not measured" if failures else ""))
+    judged = [line.met for line in lines if line.met is not None]
+    print(f"\n{sum(judged)} of {len(judged)} met" + (f", {len(failures)} not measured" if failures else ""))
 
 
 def main():

@@ -142,12 +142,19 @@ class Stall(Scenario):
         return self.guest.report()["stall-us"]
 
     def round(self):
+        start = time.monotonic()
         self.add("ours", self.stall_us(lambda: self.bench.save(pid=self.guest.pid)))
+        seconds = time.monotonic() - start
         self.add("gcore", self.stall_us(self.gcore))
+        self.add("nothing", self.stall_us(lambda: time.sleep(seconds)))
 
     def lines(self):
-        return [Line("stall", "longest write, process of 2 GiB", self.samples["ours"], self.samples["gcore"],
-                     "gcore", format_us, at_most=1 / 500)]
+        s = self.samples
+        return [
+            Line("stall", "longest write, process of 2 GiB", s["ours"], s["gcore"], "gcore", format_us,
+                 at_most=1 / 500),
+            Line("stall", "  the same", s["ours"], s["nothing"], "no snapshot at all", format_us),
+        ]
 
 
 class Throughput(Scenario):

@@ -35,12 +35,16 @@ def format_ratio(ratio):
     return f"{ratio:.2f}"
 
 
+def format_limit(ratio):
+    return f"1/{1 / ratio:.0f}" if ratio < 0.4 else f"{ratio:.2f}"
+
+
 class Line:
     """One line of the table.
 
     @ours, @reference: the samples, one a run; the medians are shown, and the ratio is that of the medians. A
     reference that is a plain number is a limit that no program was measured for. @at_most or @at_least: the ratio
-    that is wanted. @form: makes a figure readable.
+    that is wanted; neither: for comparison only. @form: makes a figure readable.
     """
 
     def __init__(self, name, what, ours, reference, against, form, at_most=None, at_least=None):
@@ -52,16 +56,20 @@ class Line:
 
     @property
     def met(self):
-        return self.ratio <= self.at_most if self.at_most is not None else self.ratio >= self.at_least
+        """None: nothing is wanted."""
+        if self.at_most is not None:
+            return self.ratio <= self.at_most
+        return self.ratio >= self.at_least if self.at_least is not None else None
 
     @property
     def wanted(self):
-        sign, limit = ("<=", self.at_most) if self.at_most is not None else (">=", self.at_least)
-        return f"{sign} {format_ratio(limit)}"
+        if self.at_most is not None:
+            return f"<= {format_limit(self.at_most)}"
+        return f">= {format_limit(self.at_least)}" if self.at_least is not None else ""
 
     def cells(self):
         return [self.what, self.form(self.ours), f"{self.form(self.reference)}  {self.against}",
-                format_ratio(self.ratio), self.wanted, "yes" if self.met else "NO"]
+                format_ratio(self.ratio), self.wanted, {True: "yes", False: "NO", None: ""}[self.met]]
 
     def as_object(self):
         return {"row": self.name, "what": self.what, "against": self.against, "ours": self.ours,

@@ -1,6 +1,6 @@
 """Programs that are started for a while: ended when we end, however that happens.
 
-start() is subprocess.Popen; what it started is killed at exit, and by the kernel when we are killed.
+start() is subprocess.Popen; what it started is killed at exit, and gets SIGTERM from the kernel when we are killed.
 """
 import atexit
 import ctypes
@@ -13,7 +13,7 @@ _running = []
 
 
 def _die_with_parent():
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start(command, **options):
@@ -48,6 +48,17 @@ def end_by_signal():
         raise SystemExit(128 + number)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
+
+
+def end(child, seconds=5):
+    """Ask it to end by SIGTERM, and kill it if it does not."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+    stop(child)
 
 
 class Child:

@@ -9,6 +9,7 @@ they come, with QEMU's own time stamps.
 """
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -86,7 +87,7 @@ class Qemu(children.Child):
     """@arguments: of the command line, less the monitors. @program: which QEMU. @sockets: how many more to give."""
 
     def __init__(self, arguments, program="qemu-system-x86_64", sockets=1):
-        self.dir = tempfile.mkdtemp(prefix="qemu-")
+        self.dir = tempfile.mkdtemp(prefix="vmsnap-qemu-")
         self.sockets = [f"{self.dir}/qmp{i}" for i in range(sockets)]
         self.qmp = None
         own = f"{self.dir}/qmp"
@@ -156,3 +157,12 @@ def background_snapshot(qmp, command, timeout=120):
         raise QmpError(f"background-snapshot: not done after {timeout} s")
     finally:
         set_capability(False)
+
+
+def background_snapshot_to_file(qmp, path):
+    """The same into a new file, with fsync. Return: how long that took, in seconds."""
+    start = time.monotonic()
+    background_snapshot(qmp, f"cat >{shlex.quote(path)}")
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+    return time.monotonic() - start

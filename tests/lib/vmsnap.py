@@ -1,6 +1,7 @@
 """vmsnap, as a user runs it, and what it cost."""
 import json
 import os
+import signal
 import subprocess
 import time
 
@@ -9,6 +10,25 @@ import children
 
 class VmsnapError(Exception):
     pass
+
+
+class Restored(children.Child):
+    """A `vmsnap restore` that has got its QEMU to run; @result is what it said. close() ends both."""
+
+    def __init__(self, command):
+        self.result = None
+        super().__init__(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        if not line:
+            complaint = self.process.stderr.read().strip()
+            self.close()
+            raise VmsnapError(complaint or "vmsnap restore: no answer")
+        self.result = json.loads(line)
+
+    def close(self):
+        children.end(self.process)  # which passes it on to QEMU
+        if self.result and os.path.exists(f"/proc/{self.result['pid']}"):
+            os.kill(self.result["pid"], signal.SIGKILL)
 
 
 class Vmsnap:
@@ -36,6 +56,10 @@ class Vmsnap:
     def save(self, image, *arguments, qemu=None, pid=None):
         target = ["--qemu", qemu] if qemu else ["--pid", pid]
         return self.run("save", *target, image, *arguments)
+
+    def restore(self, image, qemu_command):
+        """Start QEMU-COMMAND from the image. Return: a Restored."""
+        return Restored([*self._command, "--json", "restore", image, "--qemu", "--", *qemu_command])
 
     def delete(self, image):
         self.run("delete", image)
