@@ -68,6 +68,7 @@ static gboolean divide_buffer(SnapSave *save, GPtrArray *regions, guint *ret_sta
         granule = is_tracked(region) ? MAX(granule, region->granule_bytes) : granule;
         tracked += is_tracked(region) ? region->length_bytes : 0;
     }
+    g_assert(page > 0); /* list_regions() returns at least one */
     uint64_t chunk = page * SNAP_CHUNK_PAGES;
     uint64_t least = MAX(granule, STAGING_MIN_CHUNKS * chunk);
     if (total < 2 * least) {

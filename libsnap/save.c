@@ -128,7 +128,7 @@ static gpointer run(gpointer data) {
     save->stats.total_ns = snap_now_ns() - save->start_ns;
     save->error = error;
     save->done = TRUE;
-    g_cond_broadcast(&save->ended);
+    snap_cond_broadcast(&save->ended);
     snap_unlock(&save->lock);
     return NULL;
 }
@@ -149,7 +149,7 @@ SnapSave *snap_save_start(SnapGuest *guest, const SnapSaveOptions *options, GErr
     save->glob = options->region_glob ? g_pattern_spec_new(options->region_glob) : NULL;
     save->start_ns = snap_now_ns();
     snap_lock_init(&save->lock);
-    g_cond_init(&save->ended);
+    snap_cond_init(&save->ended);
     save->thread = g_thread_new("snap-save", run, save);
     return save;
 }
@@ -160,9 +160,9 @@ gboolean snap_save_wait(SnapSave *save, int timeout_ms, GError **error) {
     bool in_time = true;
     while (!save->done && in_time) {
         if (timeout_ms < 0) {
-            g_cond_wait(&save->ended, &save->lock.mutex);
+            snap_cond_wait(&save->ended, &save->lock);
         } else {
-            in_time = g_cond_wait_until(&save->ended, &save->lock.mutex, until);
+            in_time = snap_cond_wait_until(&save->ended, &save->lock, until);
         }
     }
     gboolean done = save->done;
@@ -199,7 +199,7 @@ void snap_save_free(SnapSave *save) {
     g_clear_error(&save->error);
     g_clear_pointer(&save->glob, g_pattern_spec_free);
     g_free((char *)save->options.region_glob);
-    g_cond_clear(&save->ended);
+    snap_cond_clear(&save->ended);
     snap_lock_clear(&save->lock);
     g_free(save->dir);
     g_free(save);

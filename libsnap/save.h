@@ -39,7 +39,7 @@ struct SnapSave {
 
     /* under lock */
     SnapLock lock;
-    GCond ended;
+    SnapCond ended;
     SnapSaveStats stats;
     GError *error;
     gboolean done;

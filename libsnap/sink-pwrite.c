@@ -17,8 +17,8 @@ typedef struct {
     /* set before start */
     GThread *threads[N_THREADS];
     SnapLock lock;
-    GCond work;     /* todo has become longer, or stop is set */
-    GCond finished; /* done has become longer */
+    SnapCond work;     /* todo has become longer, or stop is set */
+    SnapCond finished; /* done has become longer */
     /* under lock */
     SnapSinkQueue todo;
     SnapSinkQueue done;
@@ -44,14 +44,14 @@ static void *serve(void *opaque) {
     while (!self->stop) {
         SnapSinkRequest *request = snap_sink_queue_pop(&self->todo);
         if (!request) {
-            g_cond_wait(&self->work, &self->lock.mutex);
+            snap_cond_wait(&self->work, &self->lock);
             continue;
         }
         snap_unlock(&self->lock);
         run(request);
         snap_lock(&self->lock);
         snap_sink_queue_push(&self->done, request);
-        g_cond_signal(&self->finished);
+        snap_cond_broadcast(&self->finished);
     }
     snap_unlock(&self->lock);
     return NULL;
@@ -65,7 +65,7 @@ static void pwrite_submit(SnapSink *sink, SnapSinkRequest *first) {
         snap_sink_queue_push(&self->todo, request);
         self->under_way++;
     }
-    g_cond_broadcast(&self->work);
+    snap_cond_broadcast(&self->work);
     snap_unlock(&self->lock);
 }
 
@@ -78,8 +78,8 @@ static SnapSinkRequest *pwrite_reap(SnapSink *sink, int timeout_ms) {
     SnapSinkRequest *request = NULL;
     while (!(request = snap_sink_queue_pop(&self->done)) && timeout_ms != 0) {
         if (timeout_ms < 0)
-            g_cond_wait(&self->finished, &self->lock.mutex);
-        else if (!g_cond_wait_until(&self->finished, &self->lock.mutex, deadline))
+            snap_cond_wait(&self->finished, &self->lock);
+        else if (!snap_cond_wait_until(&self->finished, &self->lock, deadline))
             timeout_ms = 0; /* one last look */
     }
     snap_unlock(&self->lock);
@@ -91,13 +91,13 @@ static void pwrite_free(SnapSink *sink) {
     PwriteSink *self = (PwriteSink *)sink;
     snap_lock(&self->lock);
     self->stop = TRUE;
-    g_cond_broadcast(&self->work);
+    snap_cond_broadcast(&self->work);
     snap_unlock(&self->lock);
     for (int i = 0; i < N_THREADS; i++)
         g_thread_join(self->threads[i]);
     snap_lock_clear(&self->lock);
-    g_cond_clear(&self->work);
-    g_cond_clear(&self->finished);
+    snap_cond_clear(&self->work);
+    snap_cond_clear(&self->finished);
     g_free(self);
 }
 
@@ -112,8 +112,8 @@ SnapSink *snap_sink_pwrite_new(void) {
     PwriteSink *self = g_new0(PwriteSink, 1);
     self->sink.ops = &pwrite_ops;
     snap_lock_init(&self->lock);
-    g_cond_init(&self->work);
-    g_cond_init(&self->finished);
+    snap_cond_init(&self->work);
+    snap_cond_init(&self->finished);
     for (int i = 0; i < N_THREADS; i++)
         self->threads[i] = g_thread_new("snap-sink", serve, self);
     return &self->sink;

@@ -63,11 +63,13 @@ def measure(options, bench):
         wanted = set(scenario.rows) & set(options.only)
         if not wanted:
             continue
-        print(f"measuring {', '.join(scenario.rows)} …", file=sys.stderr, flush=True)
+        print(f"measuring {', '.join(scenario.rows)} …", end="", file=sys.stderr, flush=True)
+        start = time.monotonic()
         try:
             lines += [line for line in scenario(bench).run(options.runs) if line.name in wanted]
+            print(f" {time.monotonic() - start:.0f} s", file=sys.stderr)
         except FAILURES as failure:
-            print(f"bench: {', '.join(scenario.rows)}: {failure}", file=sys.stderr)
+            print(f"\nbench: {', '.join(scenario.rows)}: {failure}", file=sys.stderr)
             failures.append({"rows": scenario.rows, "why": str(failure)})
     return lines, failures
 

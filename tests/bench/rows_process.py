@@ -58,33 +58,38 @@ class Sizes(Scenario):
 
 
 class Faults(Scenario):
-    """The guest on one CPU, who serves its faults on another; the ping-pong the same. Full speed, cap not reached."""
+    """The guest on one CPU, who serves its faults on another; the ping-pong the same, with as much memory.
+
+    The sink is slow enough for most pages to be saved by fault, and the guest small enough for the buffers.
+    """
     rows = ("fault-anon", "fault-memfd")
     kinds = ("anon", "memfd")
+    size, bytes_per_second, faults = "40M", "40M", 10000
 
     def start(self):
         cpus = sorted(os.sched_getaffinity(0))
         self.guest_cpu, self.our_cpu = cpus[0], cpus[-1]
         self.vmsnap = Vmsnap(self.bench.build, cpu=self.our_cpu)
-        self.by_kind = {}
-        for kind in self.kinds:
-            self.by_kind[kind] = guests.Memguest(self.bench.build, cpu=self.guest_cpu, memory=kind, size="256M",
-                                                 prefill=True, rate=100000)
-            self.guests.append(self.by_kind[kind])
 
-    def one_kind(self, kind):
-        guest = self.by_kind[kind]
-        ours = self.bench.save(vmsnap=self.vmsnap, pid=guest.pid, options=["--buffer", "1G"])
-        if ours["faults"] < 100:
-            raise MeasureError(f"{kind}: {ours['faults']} faults are too few to tell")
-        theirs = self.bench.floor("uffd-pingpong", "--memory", kind, "--writer-cpu", self.guest_cpu,
-                                  "--handler-cpu", self.our_cpu)
-        self.add(kind, ours["fault-latency-us"]["p50"])
-        self.add(kind + "-floor", theirs["service-p50-us"])
+    def ours(self, kind):
+        guest = guests.Memguest(self.bench.build, cpu=self.guest_cpu, memory=kind, size=self.size, prefill=True,
+                                rate=100000)
+        with guest:
+            result = self.bench.save(vmsnap=self.vmsnap, pid=guest.pid,
+                                     options=["--max-bandwidth", self.bytes_per_second])
+        if result["faults"] < 500:
+            raise MeasureError(f"{kind}: {result['faults']} faults are too few to tell")
+        return result["fault-latency-us"]["p50"]
+
+    def theirs(self, kind):
+        line = self.bench.floor("uffd-pingpong", "--memory", kind, "--writer-cpu", self.guest_cpu,
+                                "--handler-cpu", self.our_cpu, "--size", self.size, "--faults", self.faults)
+        return line["service-p50-us"]
 
     def round(self):
         for kind in self.kinds:
-            self.one_kind(kind)
+            self.add(kind, self.ours(kind))
+            self.add(kind + "-floor", self.theirs(kind))
 
     def lines(self):
         return [Line(f"fault-{kind}", f"fault service, half within, {kind}", self.samples[kind],

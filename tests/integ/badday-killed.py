@@ -99,13 +99,9 @@ def kill_when_traced(folder, guest, nth):
     """Kill it when it attaches to the guest for the NTH time: to get in, or to stop it for the point."""
     save = badday.Save(guest, f"{folder}/image", *PACE)
     begin = time.monotonic()
-    for _ in range(nth):
-        while save.runs() and not badday.is_traced(guest.pid):
-            pass
-        seen = save.runs()
-        if _ + 1 < nth:
-            while save.runs() and badday.is_traced(guest.pid):
-                pass
+    seen = badday.catch_traced(save)
+    for _ in range(1, nth):
+        seen = seen and badday.catch_traced(save, traced=False) and badday.catch_traced(save)
     save.kill()
     check_after_kill(guest, save, f"{folder}/image", time.monotonic() - begin)
     return seen

@@ -31,7 +31,7 @@ SEVEN = "qemu-system-x86_64"
 CASES = {
     "default": {},
     "q35": {"args": ["-M", "q35", "-smp", "2", "-device", "virtio-net-pci"]},
-    "microvm": {"args": ["-M", "microvm,isa-serial=on,rtc=on"]},
+    "microvm": {"args": ["-M", "microvm,acpi=off"]},
     "memfd": {"backend": "memory-backend-memfd,share=on", "mapped": True},
     "memfd-private": {"backend": "memory-backend-memfd,share=off", "mapped": True},
     "ram-backend": {"backend": "memory-backend-ram"},

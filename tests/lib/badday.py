@@ -100,11 +100,24 @@ def stopped_threads(pid):
 
 
 def is_traced(pid):
-    """Somebody is attached to one of its threads. Fast: two reads a thread."""
-    for tid in os.listdir(f"/proc/{pid}/task"):
-        if "TracerPid:\t0\n" not in read_proc(pid, f"task/{tid}/status"):
-            return True
-    return False
+    """Somebody is attached to its main thread."""
+    return "TracerPid:\t0\n" not in read_proc(pid, "status")
+
+
+def catch_traced(save, traced=True):
+    """Until somebody is, or is not, attached to the guest's main thread; looks as often as it can.
+
+    Return: False when the save ended without.
+    """
+    status = os.open(f"/proc/{save.guest.pid}/status", os.O_RDONLY)
+    try:
+        while save.runs():
+            for _ in range(50):
+                if (b"TracerPid:\t0\n" not in os.pread(status, 4096, 0)) == traced:
+                    return True
+        return False
+    finally:
+        os.close(status)
 
 
 def catches(pid, number):
@@ -164,6 +177,7 @@ class UnderTest:
 
     def check_released(self, seconds=RELEASE_S):
         """Within SECONDS nothing holds it; it runs; it has the descriptors that it had."""
+        assert self.process.poll() is None, f"the guest has ended: status {self.process.returncode}"
         wait_until(lambda: not troubles(self.pid), seconds, f"released; now: {troubles(self.pid)[:3]}")
         wait_until(lambda: descriptors(self.pid) == self.descriptors_before, seconds,
                    f"the same descriptors: {descriptors(self.pid)}, before {self.descriptors_before}")
@@ -237,7 +251,7 @@ def check_one_line(text, *words):
     assert len(lines) == 1, f"not one line: {text!r}"
     assert lines[0].startswith("vmsnap"), lines[0]
     assert not NOISE.search(lines[0]), lines[0]
-    print(f"says: {lines[0]}", flush=True)
+    print(f"says: {lines[0][:200]}", flush=True)
     for word in words:
         assert word in lines[0], f"no {word!r} in: {lines[0]}"
     return lines[0]
@@ -305,7 +319,7 @@ class Save:
     """A `vmsnap save` under way. @prefix: of the command line, as of prlimit(1). @popen: options of Popen."""
 
     def __init__(self, guest, image, *options, prefix=(), **popen):
-        self.guest, self.image = guest, image
+        self.guest, self.image, self.result = guest, image, None
         popen.setdefault("stdout", subprocess.PIPE)
         popen.setdefault("stderr", subprocess.PIPE)
         self.process = children.start([*prefix, f"{guest.build}/tools/vmsnap", "save", *guest.target, image,
@@ -329,9 +343,11 @@ class Save:
         self.process.send_signal(number)
 
     def finish(self, timeout=20):
-        """Wait for the end. Return: status, standard output, standard error."""
-        out, err = self.process.communicate(timeout=timeout)
-        return self.process.returncode, out, err
+        """Wait for the end. Return: status, standard output, standard error; the same when asked again."""
+        if not self.result:
+            out, err = self.process.communicate(timeout=timeout)
+            self.result = self.process.returncode, out, err
+        return self.result
 
     def check_failed(self, *words, timeout=20):
         status, out, err = self.finish(timeout)

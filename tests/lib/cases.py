@@ -22,7 +22,7 @@ class Skip(Exception):
 
 def case_functions(names):
     for name, function in list(names.items()):
-        if inspect.isfunction(function) and list(inspect.signature(function).parameters) in (["folder"], ["_folder"]):
+        if inspect.isfunction(function) and function.__module__ == "__main__" and "_" in name and list(inspect.signature(function).parameters) in (["folder"], ["_folder"]):
             yield name, function
 
 

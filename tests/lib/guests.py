@@ -26,9 +26,12 @@ def parse_line(line):
 
 
 class Memguest(children.Child):
-    """memguest from BUILD; options as of its command line, with _ for -: size="1G", prefill=True, rate=20000."""
+    """memguest from BUILD; options as of its command line, with _ for -: size="1G", prefill=True, rate=20000.
 
-    def __init__(self, build, cpu=None, **options):
+    @user: the number of the user whose process it is.
+    """
+
+    def __init__(self, build, cpu=None, user=None, **options):
         command = [f"{build}/tests/guest/memguest"]
         if cpu is not None:
             command = ["taskset", "-c", str(cpu), *command]
@@ -36,7 +39,8 @@ class Memguest(children.Child):
             command.append("--" + name.replace("_", "-"))
             if value is not True:
                 command.append(str(value))
-        super().__init__(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        rights = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+        super().__init__(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **rights)
         line = self.process.stdout.readline()
         if not line.startswith("ready"):
             why = self.process.stderr.read().strip()

@@ -63,6 +63,13 @@ class Qmp:
         events, self.events = self.events, []
         return events
 
+    def wait_event(self, name):
+        """Until one of these has come since the last take_events()."""
+        while not any(event["event"] == name for event in self.events):
+            message = self._read()
+            if "event" in message:
+                self.events.append(message)
+
     def close(self):
         self._socket.close()
 
