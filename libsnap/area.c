@@ -54,14 +54,8 @@ void snap_area_free(SnapArea *area) {
 static int next_present(const SnapArea *area, int pagemap, uint64_t from, uint64_t end, uint64_t *ret_start,
                         uint64_t *ret_end) {
     uint64_t base = area->region->host_address;
-    SnapScan scan = {
-        .fd = pagemap,
-        .filter = {.any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED, .report = PAGE_IS_PRESENT},
-        .next = base + from,
-        .end = base + end,
-    };
     struct page_region run;
-    int n = snap_pagemap_step(&scan, &run, 1);
+    int n = snap_pagemap_find(pagemap, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, base + from, base + end, &run);
     if (n == 1) {
         *ret_start = run.start - base;
         *ret_end = run.end - base;

@@ -42,6 +42,11 @@ int snap_pagemap_step(SnapScan *scan, struct page_region *ret_runs, unsigned n_r
     return (int)found;
 }
 
+int snap_pagemap_find(int fd, uint64_t category, uint64_t start, uint64_t end, struct page_region *ret_run) {
+    SnapScan scan = {.fd = fd, .filter = {.any = category, .report = PAGE_IS_PRESENT}, .next = start, .end = end};
+    return snap_pagemap_step(&scan, ret_run, 1);
+}
+
 int snap_pagemap_protected(int fd, uint64_t address, uint64_t page_bytes) {
     uint64_t entry;
     ssize_t n = pread(fd, &entry, sizeof entry, (off_t)(address / page_bytes * sizeof entry));

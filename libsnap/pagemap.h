@@ -36,6 +36,9 @@ typedef struct {
  */
 int snap_pagemap_step(SnapScan *scan, struct page_region *ret_runs, unsigned n_runs);
 
+/* The first run of pages in [start, end) with @category. Return: 1, 0 when there is none, or -errno. */
+int snap_pagemap_find(int fd, uint64_t category, uint64_t start, uint64_t end, struct page_region *ret_run);
+
 /*
  * Whether the page at @address is write-protected by userfaultfd, present, swapped or marked. Return: 1, 0 or
  * -errno. @page_bytes: base page size of this machine, which the file counts in.

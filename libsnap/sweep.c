@@ -50,13 +50,8 @@ gboolean snap_sweep_next_hot(SnapTracker *tracker, SnapUnit *ret_unit) {
 /* Whether one huge page of the page-table level maps the whole block at @address. */
 static bool is_huge(const SnapTracker *tracker, uint64_t address, uint64_t length) {
     struct page_region run;
-    SnapScan scan = {
-        .fd = tracker->pagemap,
-        .filter = {.all = PAGE_IS_HUGE, .report = PAGE_IS_HUGE},
-        .next = address,
-        .end = address + length,
-    };
-    return snap_pagemap_step(&scan, &run, 1) == 1 && run.start == address && run.end == address + length;
+    return snap_pagemap_find(tracker->pagemap, PAGE_IS_HUGE, address, address + length, &run) == 1 &&
+           run.start == address && run.end == address + length;
 }
 
 SnapUnit snap_sweep_unit(SnapTracker *tracker, uint32_t area_index, uint64_t chunk, uint32_t max_chunks) {
@@ -136,13 +131,7 @@ static int verify(const SnapTracker *tracker, uint64_t address, uint64_t end) {
  */
 static bool is_guard(const SnapTracker *tracker, uint64_t address, uint64_t page_bytes) {
     struct page_region run;
-    SnapScan scan = {
-        .fd = tracker->pagemap,
-        .filter = {.all = PAGE_IS_GUARD, .report = PAGE_IS_GUARD},
-        .next = address,
-        .end = address + page_bytes,
-    };
-    return snap_pagemap_step(&scan, &run, 1) == 1;
+    return snap_pagemap_find(tracker->pagemap, PAGE_IS_GUARD, address, address + page_bytes, &run) == 1;
 }
 
 /* Copy pages [offset, offset + length), mapped at @address, and see that the copy is good. */

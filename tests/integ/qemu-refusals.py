@@ -105,6 +105,21 @@ class Test:
                 self.check(name, result.returncode == 0, result.stderr)
                 shutil.rmtree(image, ignore_errors=True)
 
+    def socket_made_by_another(self):
+        """As a manager does: it listens, QEMU answers, and the kernel calls the manager the peer."""
+        path, image = f"{self.work}/handed", f"{self.work}/image"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            monitor = ["-chardev", f"socket,id=c,fd={listener.fileno()},server=on,wait=off", "-mon",
+                       "chardev=c,mode=control"]
+            guest = children.start(["qemu-system-x86_64", *PLAIN, *monitor], pass_fds=[listener.fileno()])
+            result = subprocess.run([self.tool, "save", "--qemu", path, image], stdout=subprocess.PIPE,
+                                    stderr=subprocess.PIPE, text=True, timeout=120)
+            self.check("socket that another process made", result.returncode == 0, result.stderr)
+            children.stop(guest)
+        shutil.rmtree(image, ignore_errors=True)
+
     # ---- sockets ----
 
     def sockets(self):
@@ -158,6 +173,7 @@ def main():
         test.guests()
         test.foreign_writer()
         test.disks_that_do_no_harm()
+        test.socket_made_by_another()
         test.sockets()
     finally:
         children.stop_all()

@@ -34,9 +34,12 @@ typedef struct {
 } Kind;
 
 static const Kind kinds[] = {
-    {"anon", SNAP_MEMORY_ANON},       {"thp", SNAP_MEMORY_ANON},
-    {"memfd", SNAP_MEMORY_SHMEM},     {"memfd-private", SNAP_MEMORY_SHMEM_PRIVATE},
-    {"tmpfs", SNAP_MEMORY_SHMEM},     {"hugetlb", SNAP_MEMORY_HUGETLB},
+    {"anon", SNAP_MEMORY_ANON},
+    {"thp", SNAP_MEMORY_ANON},
+    {"memfd", SNAP_MEMORY_SHMEM},
+    {"memfd-private", SNAP_MEMORY_SHMEM_PRIVATE},
+    {"tmpfs", SNAP_MEMORY_SHMEM},
+    {"hugetlb", SNAP_MEMORY_HUGETLB},
     {"hugetlb-private", SNAP_MEMORY_HUGETLB_PRIVATE},
 };
 
@@ -212,6 +215,40 @@ static void copy_of_a_half_empty_arena_equals_one_write(void **state) {
     check_kind(kind, 2, times(), 4096 * 4, 0.02);
 }
 
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102 /* Linux 6.13 */
+#endif
+
+/* A guard page can be neither read nor protected; the pages around it are saved all the same. */
+static void guard_pages_read_as_zeros(void **state) {
+    (void)state;
+    g_autoptr(GError) error = NULL;
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), length = SNAP_CHUNK_PAGES * page;
+    uint8_t *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(memory, 7, length);
+    if (madvise(memory + 3 * page, page, MADV_GUARD_INSTALL) < 0) {
+        munmap(memory, length);
+        skip();
+    }
+    SnapTracker *tracker = snap_tracker_new(getpid(), snap_uffd_open(), 16, SNAP_AT_CAP_BLOCK, &error);
+    fail_on(error);
+    snap_tracker_start(tracker);
+    snap_tracker_add(tracker, snap_region_new("guarded", SNAP_MEMORY_ANON, (uintptr_t)memory, length), true,
+                     &error);
+    snap_tracker_point(tracker, &error);
+    fail_on(error);
+    g_autofree uint8_t *copy = g_malloc(length);
+    SnapChunk chunk = {.data = copy};
+    SnapChunk *buffers[] = {&chunk};
+    snap_sweep_capture(tracker, (SnapUnit){.area = 0, .first = 0, .n_chunks = 1}, buffers, &error);
+    fail_on(error);
+    for (uint64_t i = 0; i < length; i++) {
+        assert_int_equal(copy[i], i / page == 3 ? 0 : 7);
+    }
+    snap_tracker_free(tracker);
+    munmap(memory, length);
+}
+
 static int reserve_huge_pages(void **state) {
     (void)state;
     FILE *file = fopen("/proc/sys/vm/nr_hugepages", "r+");
@@ -231,7 +268,7 @@ int main(void) {
         puts("skip: userfaultfd is not permitted here");
         return 77;
     }
-    static struct CMUnitTest tests[G_N_ELEMENTS(kinds) * 3];
+    static struct CMUnitTest tests[G_N_ELEMENTS(kinds) * 3 + 1];
     static char names[G_N_ELEMENTS(tests)][96];
     size_t n = 0;
     for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++) {
@@ -249,5 +286,6 @@ int main(void) {
             n++;
         }
     }
+    tests[n++] = (struct CMUnitTest){"guard_pages_read_as_zeros", guard_pages_read_as_zeros, NULL, NULL, NULL};
     return cmocka_run_group_tests_name("track", tests, reserve_huge_pages, NULL);
 }

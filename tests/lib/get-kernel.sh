@@ -18,7 +18,8 @@ skip() {
     exit 77
 }
 
-command -v apt-get >/dev/null && command -v dpkg >/dev/null || skip "apt-get and dpkg are needed"
+command -v apt-get >/dev/null || skip "apt-get is needed"
+command -v dpkg >/dev/null || skip "dpkg is needed"
 busybox=$(command -v busybox) || skip "busybox is needed (package busybox-static or busybox)"
 command -v cpio >/dev/null || cpio="$busybox cpio"
 cpio=${cpio:-cpio}

@@ -21,7 +21,9 @@ skip() {
     exit 77
 }
 
-command -v apt-get >/dev/null && command -v dpkg >/dev/null || skip "apt-get and dpkg are needed"
+command -v apt-get >/dev/null || skip "apt-get is needed"
+command -v dpkg >/dev/null || skip "dpkg is needed"
+# shellcheck source=/dev/null
 . /etc/os-release
 [ "${VERSION_CODENAME:-}" = bookworm ] || skip "made for Debian 12, this is ${PRETTY_NAME:-unknown}"
 

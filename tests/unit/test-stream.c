@@ -159,7 +159,7 @@ static void take_stream(Reader *reader) {
     take_pages(reader);
     assert_int_equal(take_number(reader, 1), 0x7e);
     assert_int_equal(take_number(reader, 4), section);
-    assert_memory_equal(take(reader, sizeof(DEVICES) - 1 - 8), DEVICES + 8, sizeof(DEVICES) - 1 - 8);
+    assert_memory_equal(take(reader, sizeof(DEVICES) - 1 - 8), &DEVICES[8], sizeof(DEVICES) - 1 - 8);
     assert_int_equal(take_number(reader, 1), 6);
     size_t length = take_number(reader, 4);
     assert_true(g_strstr_len((const char *)take(reader, length), (gssize)length, "\"devices\"") != NULL);

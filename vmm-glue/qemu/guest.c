@@ -16,9 +16,9 @@
  * so: 0.7 ms.
  *
  * Failure modes: anything after `stop`: resume() sends `cont`, even over a connection that no longer answers. This
- * process is killed: the guard sends it. A guest that did not run before is never let run. A device that cannot be
- * migrated, plugged in by another monitor within the millisecond between the last look at query-migrate and the
- * stop, is what nobody can guard against from outside.
+ * process is killed: the guard sends it, see LAST_WORDS below. A guest that did not run before is never let run. A
+ * device that cannot be migrated, plugged in by another monitor within the millisecond between the last look at
+ * query-migrate and the stop, is what nobody can guard against from outside.
  *
  * Invariant: `stopped` is TRUE from before `stop` is sent until `cont` has been sent.
  */
