@@ -1,5 +1,6 @@
 """The rows about process guests: vmsnap against fork(), gcore and the floor programs."""
 import os
+import signal
 import subprocess
 import time
 
@@ -12,10 +13,11 @@ from vmsnap import Vmsnap
 RSS_LIMIT_BYTES = 96 << 20
 RATE = 20000  # writes a second of a guest under load, each to another page
 SLOW_BYTES_PER_SECOND = 20000000
+SETTLE_SECONDS = 0.2  # for a guest that went on just now
 
 
 class Sizes(Scenario):
-    """A guest of 8 GiB beside one of 1 GiB, and beside a fork() of so much."""
+    """A guest of 8 GiB beside one of 1 GiB, and beside a fork() of so much. One of them runs at a time."""
     rows = ("pause-size", "pause-fork", "rss")
 
     def start(self):
@@ -23,14 +25,26 @@ class Sizes(Scenario):
         while self.big > 2 and available_bytes() < (2 * self.big + 2) * GIB:
             self.big //= 2
         start = dict(memory="anon", rate=RATE, prefill=True)
-        self.small_guest = guests.Memguest(self.bench.build, size="1G", **start)
-        self.guests.append(self.small_guest)
-        self.big_guest = guests.Memguest(self.bench.build, size=f"{self.big}G", **start)
-        self.guests.append(self.big_guest)
+        self.small_guest = self.start_stopped(size="1G", **start)
+        self.big_guest = self.start_stopped(size=f"{self.big}G", **start)
         self.forker = children.Child([f"{self.bench.build}/tests/bench/fork-pause", f"{self.big}G"],
                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.guests.append(self.forker)
         self.forker.process.stdout.readline()
+
+    def start_stopped(self, **options):
+        guest = guests.Memguest(self.bench.build, **options)
+        self.guests.append(guest)
+        guest.process.send_signal(signal.SIGSTOP)
+        return guest
+
+    def save(self, guest):
+        guest.process.send_signal(signal.SIGCONT)
+        time.sleep(SETTLE_SECONDS)
+        try:
+            return self.bench.save(pid=guest.pid)
+        finally:
+            guest.process.send_signal(signal.SIGSTOP)
 
     def fork_us(self):
         self.forker.process.stdin.write("\n")
@@ -38,8 +52,7 @@ class Sizes(Scenario):
         return guests.parse_line(self.forker.process.stdout.readline())["fork-us"]
 
     def round(self):
-        big = self.bench.save(pid=self.big_guest.pid)
-        small = self.bench.save(pid=self.small_guest.pid)
+        big, small = self.save(self.big_guest), self.save(self.small_guest)
         self.add("fork", self.fork_us())
         self.add("big", big["pause-us"])
         self.add("small", small["pause-us"])

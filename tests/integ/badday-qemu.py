@@ -28,11 +28,11 @@ GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "p
 
 
 def refuse(folder, path, *words, seconds=BOUND_S):
-    """A save through PATH fails in time, with a line that names it."""
+    """A save through PATH fails in time, with a line that holds WORDS, its name if there are none."""
     begin = time.monotonic()
     result = badday.vmsnap(BUILD, "save", "--qemu", path, f"{folder}/image")
     assert time.monotonic() - begin < seconds, f"took {time.monotonic() - begin:.1f} s"
-    badday.check_refused(result, path, *words)
+    badday.check_refused(result, *(words or [path]))
     badday.check_incomplete(BUILD, f"{folder}/image")
     badday.check_no_process_left(BUILD)
 
@@ -89,7 +89,8 @@ def socket_that_is_not_there_is_refused(folder):
         file.write("QMP")
     refuse(folder, f"{folder}/file")
     refuse(folder, folder)
-    refuse(folder, f"{folder}/{'n' * 120}", "long")
+    badday.check_refused(badday.vmsnap(BUILD, "save", "--qemu", f"{folder}/{'n' * 120}", f"{folder}/image"), "long",
+                         status=2)
     badday.listen(f"{folder}/stale").close()
     refuse(folder, f"{folder}/stale")
     result = badday.vmsnap(BUILD, "save", "--qemu", "", f"{folder}/image")
@@ -133,7 +134,7 @@ def socket_that_talks_garbage_is_refused(folder):
             wait_for_hang_up(connection)
         path = f"{folder}/garbage{number}"
         with Impostor(path, say):
-            refuse(folder, path)
+            refuse(folder, path, "Q")
 
 
 def socket_that_never_stops_is_refused(folder):
@@ -159,9 +160,9 @@ def socket_that_says_nothing_is_refused(folder):
     def greet_only(connection):
         connection.sendall(json.dumps(GREETING).encode() + b"\r\n")
         wait_for_hang_up(connection)
-    for name, talk in (("silent", wait_for_hang_up), ("greets", greet_only)):
+    for name, talk, words in (("silent", wait_for_hang_up, "no greeting"), ("greets", greet_only, "does not answer")):
         with Impostor(f"{folder}/{name}", talk):
-            refuse(folder, f"{folder}/{name}", "does not answer")
+            refuse(folder, f"{folder}/{name}", f"{folder}/{name}", words)
 
 
 def socket_that_closes_is_refused(folder):
@@ -190,7 +191,7 @@ def server_that_is_no_qemu_is_refused(folder):
         answer_all(connection, lambda name: {"return": {} if name == "qmp_capabilities" else []})
     for name, talk in (("strange", not_found), ("yes", yes_man), ("lists", lists)):
         with Impostor(f"{folder}/{name}", talk):
-            refuse(folder, f"{folder}/{name}")
+            refuse(folder, f"{folder}/{name}", "QEMU")
 
 
 # ---- monitors that are taken --------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def server_that_is_no_qemu_is_refused(folder):
 def monitor_in_use_is_refused(folder):
     with badday.QemuUnderTest(BUILD, folder) as guest:
         client = qemu.Qmp(guest.sockets[0])
-        refuse(folder, guest.sockets[0], "does not answer")
+        refuse(folder, guest.sockets[0], guest.sockets[0], "no greeting")
         assert client.command("query-status")["running"], "the other client is not disturbed"
         client.close()
         guest.check_released()
@@ -209,7 +210,7 @@ def monitor_in_use_is_refused(folder):
 def monitor_of_a_stopped_qemu_is_refused(folder):
     with badday.QemuUnderTest(BUILD, folder) as guest:
         os.kill(guest.pid, signal.SIGSTOP)
-        refuse(folder, guest.sockets[0], "does not answer")
+        refuse(folder, guest.sockets[0], guest.sockets[0], "no greeting")
         os.kill(guest.pid, signal.SIGCONT)
         guest.check_released()
 
@@ -219,7 +220,7 @@ def second_save_at_once_is_refused(folder):
     with badday.QemuUnderTest(BUILD, folder, sockets=2) as guest:
         first = badday.Save(guest, f"{folder}/first", "--max-bandwidth", "16M")
         first.wait_sweeping()
-        refuse(folder, guest.sockets[0], "does not answer")
+        refuse(folder, guest.sockets[0], guest.sockets[0], "no greeting")
         result = badday.vmsnap(BUILD, "save", "--qemu", guest.sockets[1], f"{folder}/second")
         badday.check_refused(result, "another userfaultfd")
         badday.check_incomplete(BUILD, f"{folder}/second")

@@ -37,8 +37,12 @@ static gboolean check_architecture(Qmp *qmp, GError **error) {
     const char *arch = qmp_get_string(target, "arch");
     if (g_str_equal(arch, "x86_64") || g_str_equal(arch, "i386"))
         return TRUE;
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED, "QEMU emulates %s: only x86 machines can be saved",
-                arch);
+    if (!*arch)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_PROTOCOL,
+                    "query-target names no machine: is it the QMP socket of a QEMU?");
+    else
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
+                    "QEMU emulates %s: only x86 machines can be saved", arch);
     return FALSE;
 }
 
