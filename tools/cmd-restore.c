@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 
 /* To stderr: standard output is QEMU's. */
 static void print_restored(json_object *result) {
@@ -17,7 +18,7 @@ static void print_restored(json_object *result) {
             result_uint(result, "pid"), stream, mapped);
 }
 
-/* Ctrl-C goes to QEMU, which ends by itself then; we stay to tell how. */
+/* qemu_process_wait() passes on what is blocked; Ctrl-C goes to QEMU, which ends by itself then. */
 static void leave_signals_to_qemu(void) {
     sigset_t signals;
     sigemptyset(&signals);
@@ -27,11 +28,41 @@ static void leave_signals_to_qemu(void) {
     sigprocmask(SIG_BLOCK, &signals, NULL);
 }
 
+static const char *const map_names[QEMU_MAP_MAX] = {
+    [QEMU_MAP_AUTO] = "auto",
+    [QEMU_MAP_ALWAYS] = "always",
+    [QEMU_MAP_NEVER] = "never",
+};
+
+/* FALSE: no such word. */
+static gboolean parse_map(const char *text, QemuMap *ret_map) {
+    for (QemuMap map = 0; map < QEMU_MAP_MAX; map++) {
+        if (!text || strcmp(text, map_names[map]) == 0) {
+            *ret_map = map;
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+static int wait_for(QemuProcess *process, int status) {
+    int qemu_status = qemu_process_wait(process);
+    if (qemu_status == 0)
+        return status;
+    fprintf(stderr, "vmsnap restore: QEMU ended with status %d\n", qemu_status);
+    return STATUS_FAILED;
+}
+
 static int run(Invocation *invocation) {
     int status = STATUS_DONE;
-    gboolean qemu = FALSE;
+    gboolean qemu = FALSE, detach = FALSE;
+    g_autofree char *map = NULL;
     const GOptionEntry entries[] = {
         {"qemu", 0, 0, G_OPTION_ARG_NONE, &qemu, "What follows -- is a QEMU command", NULL},
+        {"map", 0, 0, G_OPTION_ARG_STRING, &map, "Map RAM from the image instead of copying it",
+         "auto|always|never"},
+        {"detach", 0, 0, G_OPTION_ARG_NONE, &detach, "Leave QEMU running and return as soon as the guest runs",
+         NULL},
         G_OPTION_ENTRY_NULL,
     };
     if (!invocation_parse(invocation, entries, 1, 1, &status))
@@ -39,19 +70,17 @@ static int run(Invocation *invocation) {
     if (!qemu || !invocation->program || !*invocation->program)
         return invocation_usage(invocation, "%s is missing", qemu ? "-- QEMU-COMMAND..." : "--qemu");
 
-    leave_signals_to_qemu();
     QapiRestoreOptions options = {.dir = invocation->argv[0], .argv = invocation->program};
+    if (!parse_map(map, &options.qemu.map))
+        return invocation_usage(invocation, "--map=%s: it is auto, always or never", map);
+    leave_signals_to_qemu();
     g_autoptr(QemuProcess) process = NULL;
     g_autoptr(GError) error = NULL;
     g_autoptr(json_object) result = qapi_restore(&options, &process, &error);
     if (!result)
         return invocation_fail(invocation, error);
     status = invocation_finish(invocation, result, print_restored);
-    int qemu_status = qemu_process_wait(process);
-    if (qemu_status == 0)
-        return status;
-    fprintf(stderr, "vmsnap restore: QEMU ended with status %d\n", qemu_status);
-    return STATUS_FAILED;
+    return detach ? status : wait_for(process, status);
 }
 
 const Command command_restore = {
@@ -60,8 +89,10 @@ const Command command_restore = {
     .summary = "Start a QEMU from an image.",
     .description =
         "Everything after -- is the command that the guest was started with, without -incoming and -S.\n"
-        "It stays in the foreground and ends with QEMU. The image is not changed: it can be restored\n"
-        "again and again, and must stay where it is while the guest runs.\n\n"
+        "It stays in the foreground, passes signals on and ends with QEMU. The image is not changed: it\n"
+        "can be restored again and again. With mapped RAM (--map: by default where the command itself\n"
+        "keeps RAM in a file or a memfd) the guest runs within milliseconds, but the image must stay\n"
+        "where it is meanwhile, and that guest cannot be saved again; --map=never copies.\n\n"
         "Example:\n"
         "  vmsnap restore snap --qemu -- qemu-system-x86_64 -m 1G -accel kvm -kernel guest.elf",
     .takes_program = TRUE,
