@@ -70,7 +70,7 @@ static void prepare(UringSink *self, struct io_uring_sqe *entry, const SnapSinkR
 static void fail_queue(UringSink *self, SnapSinkQueue *queue, gboolean counted) {
     for (SnapSinkRequest *request; (request = snap_sink_queue_pop(queue));) {
         request->result = self->broken;
-        self->under_way -= counted;
+        self->under_way -= counted ? 1u : 0u;
         snap_sink_queue_push(&self->failed, request);
     }
 }

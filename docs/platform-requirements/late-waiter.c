@@ -35,8 +35,8 @@ static void pin_to_cpu(int nth) {
         CHECK(sched_getaffinity(0, sizeof(allowed), &allowed) == 0);
     if (CPU_COUNT(&allowed) < 2)
         end(77, "two CPUs are needed");
-    int cpu = -1;
-    for (int seen = -1; seen < nth;)
+    size_t cpu = 0;
+    for (int seen = CPU_ISSET(cpu, &allowed) ? 0 : -1; seen < nth;)
         seen += CPU_ISSET(++cpu, &allowed) ? 1 : 0;
     cpu_set_t one;
     CPU_ZERO(&one);

@@ -18,7 +18,7 @@ static inline uint64_t now_ns(void) {
     return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
 }
 
-/* "FILE: what: why" on stderr, and the end. */
+/* "PROGRAM: what: why" on stderr, and the end. */
 static inline _Noreturn void die(const char *program, const char *what) {
     fprintf(stderr, "%s: %s: %s\n", program, what, strerror(errno));
     exit(1);
@@ -42,12 +42,15 @@ static inline int compare_times(const void *a, const void *b) {
     return (left > right) - (left < right);
 }
 
-/* Sorts @times_ns. */
+/* Sorts @times_ns (nullable). */
 static inline void sort_times(uint64_t *times_ns, size_t n) {
-    qsort(times_ns, n, sizeof(*times_ns), compare_times);
+    if (times_ns)
+        qsort(times_ns, n, sizeof(*times_ns), compare_times);
 }
 
 /* Of sorted times: what @per_cent of them do not exceed, in microseconds. */
 static inline double percentile_us(const uint64_t *times_ns, size_t n, unsigned per_cent) {
-    return n ? (double)times_ns[(n - 1) * per_cent / 100] / 1000 : 0;
+    size_t at = n ? (n - 1) * per_cent / 100 : 0;
+
+    return n ? (double)times_ns[at] / 1000 : 0;
 }

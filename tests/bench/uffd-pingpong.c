@@ -217,8 +217,7 @@ static void run_handler(Pingpong *pp) {
     wait_ready(pp);
     pp->uffd = take_uffd(pp);
     pp->pool = mmap(NULL, POOL_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    pp->service_ns = calloc(pp->options.faults, sizeof(*pp->service_ns));
-    if (pp->pool == MAP_FAILED || !pp->service_ns)
+    if (pp->pool == MAP_FAILED)
         die(PROGRAM, "memory");
     protect_all(pp);
     sem_post(&pp->shared->go);
@@ -287,7 +286,8 @@ static void set_up(Pingpong *pp) {
     if (pp->memfd >= 0 && ftruncate(pp->memfd, (off_t)pp->options.size_bytes) < 0)
         die(PROGRAM, "memfd");
     pp->shared = mmap(NULL, shared_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (pp->shared == MAP_FAILED)
+    pp->service_ns = calloc(pp->options.faults, sizeof(*pp->service_ns));
+    if (pp->shared == MAP_FAILED || !pp->service_ns)
         die(PROGRAM, "memory");
     sem_init(&pp->shared->ready, 1, 0);
     sem_init(&pp->shared->go, 1, 0);

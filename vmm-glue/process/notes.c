@@ -86,7 +86,7 @@ static void append_files(GByteArray *notes, const ProcMaps *maps, uint64_t page_
     g_autoptr(GByteArray) names = g_byte_array_new();
     guint64 head[2] = {0, page_bytes};
     for (guint i = 0; i < maps->n_entries; i++) {
-        head[0] += has_file(&maps->entries[i]);
+        head[0] += has_file(&maps->entries[i]) ? 1u : 0u;
     }
     g_byte_array_append(body, (const guint8 *)head, sizeof(head));
     for (guint i = 0; i < maps->n_entries; i++) {

@@ -40,6 +40,8 @@
 #define STOP_TIMEOUT_MS 60000 /* `stop` writes out what the disks have cached, `cont` may take as long */
 #define STATE_TIMEOUT_MS 20000
 
+#define FDSET_FIRST 0x10000000 /* ours are this plus our process number; QEMU's own count from 0 */
+
 #define SPIN_US 2000 /* how long answers are looked for without sleeping, in the pause */
 
 /*
@@ -49,10 +51,14 @@
  * QEMU forgets the commands it has not begun yet as soon as the connection closes, which the end of the guard
  * does. So QEMU itself is given a copy of our end of the connection to hold (getfd), which the last words make it
  * close.
+ *
+ * The descriptor for the device state is there for as long as the words are in force, and no longer: with the
+ * connection it would go only where no other monitor of this QEMU has a client (libvirt, say).
  */
 #define HELD_NAME "vmsnap"
 #define LAST_WORDS_BEGIN "\1"
 #define LAST_WORDS_CONT "{\"execute\":\"cont\"}"
+#define LAST_WORDS_REMOVE "{\"execute\":\"remove-fd\",\"arguments\":{\"fdset-id\":%" G_GINT64_FORMAT "}}"
 #define LAST_WORDS_CLOSE "{\"execute\":\"closefd\",\"arguments\":{\"fdname\":\"" HELD_NAME "\"}}\n"
 
 typedef struct {
@@ -66,7 +72,7 @@ typedef struct {
     /* One snapshot: */
     Inventory *inventory;
     int state_fd;        /* memfd that QEMU writes its device state to */
-    int64_t fdset;       /* QEMU's number of it; -1 for none */
+    int64_t fdset;       /* its number in QEMU; -1 for none */
     gboolean expect_run; /* as preflight saw it */
     gboolean was_running;
     gboolean stopped;
@@ -128,22 +134,26 @@ static int reopen_for_writing(int fd) {
     return open(path, O_WRONLY | O_CLOEXEC);
 }
 
-/* QEMU 7 closes it only while the guest runs: one that is paused keeps an empty memfd until then. */
-static void remove_fdset(QemuGuest *guest) {
-    if (guest->state_fd >= 0 && ftruncate(guest->state_fd, 0) < 0)
-        g_debug("the device state stays in QEMU's memfd: %s", g_strerror(errno));
-    if (guest->fdset < 0)
-        return;
+static json_object *fdset_args(const QemuGuest *guest) {
     json_object *arguments = json_object_new_object();
     json_object_object_add(arguments, "fdset-id", json_object_new_int64(guest->fdset));
-    qmp_command(guest->qmp, "remove-fd", arguments, QMP_TIMEOUT_MS, NULL,
-                NULL); /* it ends with the connection anyway */
+    return arguments;
+}
+
+/* QEMU 7 closes it only while the guest runs: one that is paused keeps an empty memfd until then. */
+static void remove_fdset(QemuGuest *guest) {
+    if (guest->fdset >= 0 && qmp_send(guest->qmp, "remove-fd", fdset_args(guest), -1, NULL))
+        qmp_receive_rest(guest->qmp, QMP_TIMEOUT_MS, NULL);
     guest->fdset = -1;
 }
 
+static void empty_state(const QemuGuest *guest) {
+    if (guest->state_fd >= 0 && ftruncate(guest->state_fd, 0) < 0)
+        g_debug("the device state stays in QEMU's memfd: %s", g_strerror(errno));
+}
+
 static gboolean add_fdset(QemuGuest *guest, GError **error) {
-    g_autoptr(json_object) answer = NULL;
-    remove_fdset(guest);
+    empty_state(guest);
     if (guest->state_fd >= 0)
         close(guest->state_fd);
     guest->state_fd = memfd_create("device-state", MFD_CLOEXEC);
@@ -152,11 +162,9 @@ static gboolean add_fdset(QemuGuest *guest, GError **error) {
         snap_set_errno(error, errno, "a memfd for the device state");
         return FALSE;
     }
-    gboolean ok = qmp_send(guest->qmp, "add-fd", NULL, writer, error) &&
-                  qmp_receive(guest->qmp, QMP_TIMEOUT_MS, &answer, error);
+    gboolean ok = qmp_send(guest->qmp, "add-fd", fdset_args(guest), writer, error) &&
+                  qmp_receive(guest->qmp, QMP_TIMEOUT_MS, NULL, error);
     close(writer);
-    if (ok)
-        guest->fdset = json_object_get_int64(qmp_get(answer, "fdset-id"));
     return ok;
 }
 
@@ -175,7 +183,7 @@ static gboolean list_regions(void *opaque, gboolean paused, GPtrArray *regions, 
         !read_machine(guest, error))
         return FALSE;
     guest->inventory = inventory_new(guest->qmp, guest->pid, error);
-    if (!guest->inventory || !inventory_append(guest->inventory, regions, error) || !add_fdset(guest, error))
+    if (!guest->inventory || !inventory_append(guest->inventory, regions, error))
         return FALSE;
     preflight_regions(guest->pid, regions);
     return TRUE;
@@ -189,8 +197,8 @@ static int open_uffd(void *opaque, GError **error) {
 /* ---- the pause ---- */
 
 static gboolean arm_guard(QemuGuest *guest, GError **error) {
-    const char *words =
-        guest->expect_run ? LAST_WORDS_BEGIN LAST_WORDS_CONT LAST_WORDS_CLOSE : LAST_WORDS_BEGIN LAST_WORDS_CLOSE;
+    g_autofree char *words = g_strdup_printf(LAST_WORDS_BEGIN "%s" LAST_WORDS_REMOVE LAST_WORDS_CLOSE,
+                                             guest->expect_run ? LAST_WORDS_CONT : "", guest->fdset);
     return guard_on_death(guest->guard, qmp_fd(guest->qmp), words, strlen(words), error);
 }
 
@@ -228,7 +236,8 @@ static gboolean send_stop_and_save(QemuGuest *guest, GError **error) {
 static gboolean guest_pause(void *opaque, GError **error) {
     QemuGuest *guest = opaque;
     guest->was_running = FALSE;
-    if (!arm_guard(guest, error) || !look_again(guest, error))
+    guest->fdset = FDSET_FIRST + getpid();
+    if (!arm_guard(guest, error) || !look_again(guest, error) || !add_fdset(guest, error))
         return FALSE;
     guest->stopped = TRUE;
     guest->was_running = guest->expect_run; /* until it is known better */
@@ -268,6 +277,7 @@ static gboolean guest_resume(void *opaque, uint64_t *ret_pause_ns, GError **erro
     }
     qmp_spin(guest->qmp, 0);
     guest->stopped = FALSE;
+    remove_fdset(guest);
     let_go(guest);
     guard_clear_on_death(guest->guard);
     return ok;
@@ -311,7 +321,7 @@ static gboolean get_state(void *opaque, GPtrArray *states, GError **error) {
                                    .blocks = blocks};
     g_ptr_array_add(states, snap_state_new(QEMU_STATE_DEVICES, devices));
     g_ptr_array_add(states, snap_state_new(QEMU_STATE_DESCRIPTION, description_encode(&description)));
-    remove_fdset(guest);
+    empty_state(guest);
     return TRUE;
 }
 
@@ -322,8 +332,7 @@ static void guest_free(void *opaque) {
     uint64_t pause_ns;
     if (guest->stopped || guest->held)
         guest_resume(guest, &pause_ns, NULL);
-    if (guest->qmp && !qmp_is_broken(guest->qmp))
-        remove_fdset(guest);
+    empty_state(guest);
     guard_free(guest->guard);
     qmp_free(guest->qmp);
     inventory_free(guest->inventory);
