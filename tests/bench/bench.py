@@ -81,6 +81,8 @@ def print_result(options, about, lines, failures, seconds):
         return
     print(f"Linux {about['kernel']}, {about['cpus']} CPUs, load {about['load']:.1f}, QEMU {about['qemu']}, "
           f"{about['file-system']}; {options.runs} runs, medians; {seconds:.0f} s\n")
+    if about["load"] > about["cpus"] / 2:
+        print("The machine was busy already: times are longer, and further apart, than they are alone.\n")
     table.print_table(lines)
     judged = [line.met for line in lines if line.met is not None]
     print(f"\n{sum(judged)} of {len(judged)} met" + (f", {len(failures)} not measured" if failures else ""))
@@ -101,4 +103,7 @@ def main():
     return 1 if failures else 0
 
 
-sys.exit(main())
+try:
+    sys.exit(main())
+except KeyboardInterrupt:
+    sys.exit("bench: interrupted")

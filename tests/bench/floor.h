@@ -42,10 +42,9 @@ static inline int compare_times(const void *a, const void *b) {
     return (left > right) - (left < right);
 }
 
-/* Sorts @times_ns (nullable). */
+/* Sorts @times_ns. */
 static inline void sort_times(uint64_t *times_ns, size_t n) {
-    if (times_ns)
-        qsort(times_ns, n, sizeof(*times_ns), compare_times);
+    qsort(times_ns, n, sizeof(*times_ns), compare_times);
 }
 
 /* Of sorted times: what @per_cent of them do not exceed, in microseconds. */

@@ -15,6 +15,7 @@
  */
 #include "floor.h"
 
+#include <assert.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <linux/userfaultfd.h>
@@ -296,6 +297,7 @@ static void set_up(Pingpong *pp) {
 static void report(Pingpong *pp) {
     size_t n = pp->options.faults;
 
+    assert(pp->service_ns);
     sort_times(pp->service_ns, n);
     sort_times(pp->shared->stalls_ns, n);
     printf("service-p50-us=%.3f service-p99-us=%.3f stall-p50-us=%.3f stall-p99-us=%.3f faults=%zu\n",

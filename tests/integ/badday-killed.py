@@ -19,20 +19,19 @@ import cases  # pylint: disable=wrong-import-position
 BUILD = sys.argv[1]
 SEED = int(os.environ.get("SNAP_TEST_SEED", random.randrange(1 << 32)))
 MOMENTS = int(os.environ.get("SNAP_TEST_MOMENTS", 20))
+FEW = max(MOMENTS // 5, 1)
 PACE = ("--max-bandwidth", "100M")
+SIZE = "32M"
 
 
 def moments(guest, folder, count):
     """COUNT random times of a save, spread over its whole length."""
     begin = time.monotonic()
-    badday.check_saves(guest, f"{folder}/whole", *PACE)
-    begin_ns = time.monotonic()
-    save = badday.Save(guest, f"{folder}/whole", *PACE)
-    status, _out, err = save.finish()
+    status, _out, err = badday.Save(guest, f"{folder}/whole", *PACE).finish()
     assert status == 0, err
-    length = time.monotonic() - begin_ns
+    length = time.monotonic() - begin
     badday.check_complete(guest, f"{folder}/whole")
-    print(f"seed {SEED}; a save takes {length:.2f} s (first {begin_ns - begin:.2f} s)")
+    print(f"seed {SEED}; a save takes {length:.2f} s")
     chance = random.Random(SEED)
     return [length * (i + chance.random()) / count for i in range(count)]
 
@@ -42,8 +41,9 @@ def check_after_kill(guest, save, image, at, number=signal.SIGKILL):
     try:
         status, out, err = save.finish()
         assert status in (0, -number), (status, out, err)
-        guest.check_released()
+        # Who is killed while the guest is entered leaves a helper that ends that, and itself.
         badday.check_no_process_left(BUILD)
+        guest.check_released()
         if status == 0:
             badday.check_complete(guest, image)
         else:
@@ -66,33 +66,38 @@ def kill_at_moments(folder, guest, count, how=lambda save: save.kill(), **popen)
 
 
 def killed_at_random_moments_leaves_the_guest(folder):
-    with badday.ProcessUnderTest(BUILD, threads=2) as guest:
+    with badday.ProcessUnderTest(BUILD, size=SIZE, threads=2) as guest:
         kill_at_moments(folder, guest, MOMENTS)
 
 
 def killed_over_a_memfd_leaves_the_guest(folder):
-    with badday.ProcessUnderTest(BUILD, memory="memfd", threads=2) as guest:
-        kill_at_moments(folder, guest, max(MOMENTS // 4, 1))
+    with badday.ProcessUnderTest(BUILD, memory="memfd", size=SIZE, threads=2) as guest:
+        kill_at_moments(folder, guest, FEW)
 
 
 def killed_while_the_guest_discards_leaves_it(folder):
-    with badday.ProcessUnderTest(BUILD, threads=2, events="remap,unmap,dontneed,free") as guest:
-        kill_at_moments(folder, guest, max(MOMENTS // 4, 1))
+    with badday.ProcessUnderTest(BUILD, size=SIZE, threads=2, events="remap,unmap,dontneed,free") as guest:
+        kill_at_moments(folder, guest, FEW)
 
 
 def killed_with_its_group_leaves_the_guest(folder):
-    with badday.ProcessUnderTest(BUILD) as guest:
-        kill_at_moments(folder, guest, max(MOMENTS // 4, 1), start_new_session=True,
+    with badday.ProcessUnderTest(BUILD, size=SIZE) as guest:
+        kill_at_moments(folder, guest, FEW, start_new_session=True,
                         how=lambda save: os.killpg(save.pid, signal.SIGKILL))
 
 
 def killed_with_all_its_helpers_leaves_the_guest(folder):
-    """Not even the guard process is left to do anything."""
+    """Not even the guard process is left to do anything.
+
+    From when the guest is watched on: who kills the helper that runs a system call in the guest, within the third of
+    a millisecond that this takes, leaves the guest with that call's registers. Nobody could put them back.
+    """
     def everything(save):
+        badday.wait_until(lambda: not save.runs() or badday.watched_mappings(guest.pid), 5, "watched")
         for pid in badday.processes_of(BUILD) or [save.pid]:
             badday.kill_quietly(pid)
-    with badday.ProcessUnderTest(BUILD) as guest:
-        kill_at_moments(folder, guest, max(MOMENTS // 4, 1), how=everything)
+    with badday.ProcessUnderTest(BUILD, size=SIZE) as guest:
+        kill_at_moments(folder, guest, FEW, how=everything)
 
 
 def kill_when_traced(folder, guest, nth):
@@ -108,7 +113,7 @@ def kill_when_traced(folder, guest, nth):
 
 
 def killed_while_attached_leaves_the_guest(folder):
-    with badday.ProcessUnderTest(BUILD, threads=4) as guest:
+    with badday.ProcessUnderTest(BUILD, size=SIZE, threads=4) as guest:
         seen = [kill_when_traced(folder, guest, nth) for nth in (1, 2, 1, 2, 1, 2)]
         print(f"caught {sum(seen)} of {len(seen)}")
         guest.check_no_errors()
@@ -117,7 +122,7 @@ def killed_while_attached_leaves_the_guest(folder):
 def killed_guard_is_told_or_survived(folder):
     """The helper process dies, for want of memory say: the save fails or is complete, the guest runs on."""
     with badday.ProcessUnderTest(BUILD) as guest:
-        for at in (0.0, 0.01, 0.05, 0.3):
+        for at in (0.0, 0.01, 0.3):
             save = badday.Save(guest, f"{folder}/image", *PACE)
             guards = badday.wait_until(
                 lambda save=save: [pid for pid in badday.processes_of(BUILD) if pid != save.pid], 5, "a guard")
@@ -139,8 +144,8 @@ def killed_guard_is_told_or_survived(folder):
 
 
 def stopped_for_a_while_completes(folder):
-    with badday.ProcessUnderTest(BUILD, size="32M", threads=2) as guest:
-        for at in moments(guest, folder, max(MOMENTS // 3, 1)):
+    with badday.ProcessUnderTest(BUILD, size=SIZE, threads=2) as guest:
+        for at in moments(guest, folder, FEW):
             save = badday.Save(guest, f"{folder}/image", *PACE)
             time.sleep(at)
             save.kill(signal.SIGSTOP)
@@ -167,9 +172,9 @@ def stopped_and_killed_leaves_the_guest(folder):
 # ---- signals that ask -------------------------------------------------------------------------------------------------
 
 
-def signalled_at_moments(folder, number):
-    with badday.ProcessUnderTest(BUILD) as guest:
-        for at in moments(guest, folder, 4):
+def signalled_at_moments(folder, number, count):
+    with badday.ProcessUnderTest(BUILD, size=SIZE) as guest:
+        for at in moments(guest, folder, count):
             # Before a program is ready for it, a signal is the end of it as of any other.
             save = badday.Save(guest, f"{folder}/image", *PACE)
             badday.wait_until(lambda save=save: not save.runs() or badday.catches(save.pid, number), 5, "a handler")
@@ -177,7 +182,8 @@ def signalled_at_moments(folder, number):
             save.kill(number)
             begin = time.monotonic()
             status, out, err = save.finish()
-            assert time.monotonic() - begin < 2, "ends soon after it was asked to"
+            took = time.monotonic() - begin
+            assert took < 2, f"took {took:.1f} s to end: {status} {err}"
             guest.check_released()
             badday.check_no_process_left(BUILD)
             if status == 0:
@@ -190,15 +196,15 @@ def signalled_at_moments(folder, number):
 
 
 def interrupted_at_moments_cancels(folder):
-    signalled_at_moments(folder, signal.SIGINT)
+    signalled_at_moments(folder, signal.SIGINT, FEW)
 
 
 def terminated_at_moments_cancels(folder):
-    signalled_at_moments(folder, signal.SIGTERM)
+    signalled_at_moments(folder, signal.SIGTERM, 2)
 
 
 def hung_up_at_moments_cancels(folder):
-    signalled_at_moments(folder, signal.SIGHUP)
+    signalled_at_moments(folder, signal.SIGHUP, 2)
 
 
 def interrupted_while_the_guest_waits_cancels(folder):

@@ -8,6 +8,7 @@ The moments are random: SNAP_TEST_SEED repeats a run, SNAP_TEST_MOMENTS says how
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ import qemu  # pylint: disable=wrong-import-position
 BUILD = sys.argv[1]
 SEED = int(os.environ.get("SNAP_TEST_SEED", random.randrange(1 << 32)))
 MOMENTS = int(os.environ.get("SNAP_TEST_MOMENTS", 20))
+FEW = max(MOMENTS // 5, 1)
 BOUND_S = 6
 PACE = ("--max-bandwidth", "200M")
 GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}
@@ -34,7 +36,6 @@ def refuse(folder, path, *words, seconds=BOUND_S):
     assert time.monotonic() - begin < seconds, f"took {time.monotonic() - begin:.1f} s"
     badday.check_refused(result, *(words or [path]))
     badday.check_incomplete(BUILD, f"{folder}/image")
-    badday.check_no_process_left(BUILD)
 
 
 class Impostor:
@@ -63,8 +64,28 @@ class Impostor:
 
     def __exit__(self, *_exception):
         self.server.shutdown(socket.SHUT_RDWR)
-        self.server.close()
         self.thread.join(10)
+        self.server.close()
+
+
+def refuse_all(folder, talks):
+    """refuse() a server for each of TALKS, all at once: what takes long is to wait."""
+    failures = []
+
+    def one(name, talk):
+        os.mkdir(f"{folder}/{name}")
+        try:
+            with Impostor(f"{folder}/{name}/socket", talk):
+                refuse(f"{folder}/{name}", f"{folder}/{name}/socket")
+        except Exception as error:  # for the main thread to raise
+            failures.append(error)
+    threads = [threading.Thread(target=one, args=item) for item in talks.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def answer_all(connection, answer):
@@ -151,18 +172,14 @@ def socket_that_never_stops_is_refused(folder):
         connection.sendall(b'{"QMP": "')
         while True:
             connection.sendall(b"x" * 65536)
-    for name, talk in (("flood", flood), ("drip", drip), ("endless", endless)):
-        with Impostor(f"{folder}/{name}", talk):
-            refuse(folder, f"{folder}/{name}")
+    refuse_all(folder, {"flood": flood, "drip": drip, "endless": endless})
 
 
 def socket_that_says_nothing_is_refused(folder):
     def greet_only(connection):
         connection.sendall(json.dumps(GREETING).encode() + b"\r\n")
         wait_for_hang_up(connection)
-    for name, talk, words in (("silent", wait_for_hang_up, "no greeting"), ("greets", greet_only, "does not answer")):
-        with Impostor(f"{folder}/{name}", talk):
-            refuse(folder, f"{folder}/{name}", f"{folder}/{name}", words)
+    refuse_all(folder, {"silent": wait_for_hang_up, "greets": greet_only})
 
 
 def socket_that_closes_is_refused(folder):
@@ -216,11 +233,10 @@ def monitor_of_a_stopped_qemu_is_refused(folder):
 
 
 def second_save_at_once_is_refused(folder):
-    """Through the same socket, and through another one of the same QEMU. The first does not notice."""
+    """Through another socket of the same QEMU; for the same one see monitor_in_use_. The first does not notice."""
     with badday.QemuUnderTest(BUILD, folder, sockets=2) as guest:
         first = badday.Save(guest, f"{folder}/first", "--max-bandwidth", "16M")
         first.wait_sweeping()
-        refuse(folder, guest.sockets[0], guest.sockets[0], "no greeting")
         result = badday.vmsnap(BUILD, "save", "--qemu", guest.sockets[1], f"{folder}/second")
         badday.check_refused(result, "another userfaultfd")
         badday.check_incomplete(BUILD, f"{folder}/second")
@@ -268,7 +284,8 @@ def qemu_that_goes_is_told(folder):
             save = badday.Save(guest, f"{folder}/image", "--max-bandwidth", "16M")
             wait(save)
             goes(guest)
-            save.check_failed(timeout=5)
+            line = save.check_failed(timeout=5)
+            assert re.search("ended|closed the connection|No such process", line), line
             badday.check_incomplete(BUILD, f"{folder}/image")
             badday.check_no_process_left(BUILD)
 
@@ -314,8 +331,8 @@ def check_after(guest, save, image, number, what):
     try:
         status, out, err = save.finish()
         assert status in (0, -number, 1 if number == signal.SIGINT else 0), (status, out, err)
-        guest.check_released()
         badday.check_no_process_left(BUILD)
+        guest.check_released()
         badday.check_unfinished(guest, image)
     except (AssertionError, qemu.QmpError, OSError) as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
@@ -347,18 +364,17 @@ def killed_at_random_moments_leaves_the_guest(folder):
 
 def killed_with_its_group_leaves_the_guest(folder):
     with badday.QemuUnderTest(BUILD, folder) as guest:
-        signal_at_moments(folder, guest, signal.SIGKILL, max(MOMENTS // 4, 1), group=True)
+        signal_at_moments(folder, guest, signal.SIGKILL, FEW, group=True)
 
 
 def interrupted_at_moments_cancels(folder):
     with badday.QemuUnderTest(BUILD, folder) as guest:
-        signal_at_moments(folder, guest, signal.SIGINT, max(MOMENTS // 4, 1))
+        signal_at_moments(folder, guest, signal.SIGINT, FEW)
 
 
 def killed_when_the_guest_stops_lets_it_run(folder):
     """The event STOP is the gun: vmsnap dies in the pause, or right after it, and the guard sends `cont`."""
     with badday.QemuUnderTest(BUILD, folder) as guest:
-        caught = 0
         for i in range(max(MOMENTS // 2, 1)):
             guest.qmp.take_events()
             save = badday.Save(guest, f"{folder}/image", *PACE)
@@ -369,14 +385,13 @@ def killed_when_the_guest_stops_lets_it_run(folder):
             check_after(guest, save, f"{folder}/image", signal.SIGKILL, f"killed {i}")
             pause_us = qemu.longest_pause_us(guest.qmp.take_events())
             print(f"pause {pause_us} us, checked in {time.monotonic() - begin:.1f} s")
-            caught += (pause_us or 0) > 3000
         guest.check_no_errors()
 
 
 def killed_while_the_guest_is_held_lets_it_run(folder):
     """The pause is made long: QEMU itself is stopped in it, and vmsnap killed before it goes on."""
     with badday.QemuUnderTest(BUILD, folder) as guest:
-        for _ in range(max(MOMENTS // 4, 1)):
+        for _ in range(FEW):
             guest.qmp.take_events()
             save = badday.Save(guest, f"{folder}/image", *PACE)
             guest.qmp.wait_event("STOP")
@@ -392,7 +407,7 @@ def stopped_for_a_while_completes(folder):
     with badday.QemuUnderTest(BUILD, folder) as guest:
         length = length_of_a_save(guest, f"{folder}/image")
         chance = random.Random(SEED)
-        count = max(MOMENTS // 4, 1)
+        count = FEW
         for i in range(count):
             save = badday.Save(guest, f"{folder}/image", *PACE)
             if i == 0:

@@ -93,7 +93,7 @@ def stranger_may_not_ask_a_qemu(folder):
         os.chmod(guest.dir, 0o755)
         badday.check_refused(as_nobody(build, "save", *guest.target, image), guest.sockets[0])
         os.chmod(guest.sockets[0], 0o777)
-        badday.check_refused(as_nobody(build, "save", *guest.target, image), str(guest.pid))
+        badday.check_refused(as_nobody(build, "save", *guest.target, image), guest.sockets[0], "may not be read")
         badday.check_incomplete(BUILD, image)
         guest.check_released()
 

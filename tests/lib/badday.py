@@ -2,7 +2,7 @@
 
     guest = ProcessUnderTest(build, memory="anon")     or QemuUnderTest(build)
     save = Save(build, guest, f"{folder}/image", "--max-bandwidth", "4M")
-    save.wait_phase_sweeping()
+    save.wait_sweeping()
     …                                                  something bad happens
     save.check_failed("no space")                      exit status 1, one line that holds these words
     guest.check_released()                             runs, is un-protected, has no descriptor left
@@ -12,12 +12,14 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import time
 
+import cases
 import children
 import guests
 import qemu
@@ -168,12 +170,15 @@ class UnderTest:
         assert not troubles(self.pid), troubles(self.pid)
 
     def check_runs(self):
-        """It writes at its own speed."""
-        begin, before = time.monotonic(), self.counter()
-        wait_until(lambda: self.counter() > before, 2, "the guest goes on")
-        time.sleep(0.25)
-        rate = (self.counter() - before) / (time.monotonic() - begin)
-        assert rate > RATE / 4, f"{rate:.0f} writes/s of {RATE}"
+        """It writes at its own speed; on a busy machine not always."""
+        rates = []
+
+        def is_quick():
+            begin, before = time.monotonic(), self.counter()
+            time.sleep(0.1)
+            rates.append((self.counter() - before) / (time.monotonic() - begin))
+            return rates[-1] > RATE / 4
+        wait_until(is_quick, 3, f"the guest writes {RATE} times a second")
 
     def check_released(self, seconds=RELEASE_S):
         """Within SECONDS nothing holds it; it runs; it has the descriptors that it had."""
@@ -182,7 +187,8 @@ class UnderTest:
         wait_until(lambda: descriptors(self.pid) == self.descriptors_before, seconds,
                    f"the same descriptors: {descriptors(self.pid)}, before {self.descriptors_before}")
         self.check_runs()
-        assert not troubles(self.pid), troubles(self.pid)
+        found = troubles(self.pid)
+        assert not found, found
 
 
 class ProcessUnderTest(UnderTest, guests.Memguest):
@@ -214,7 +220,9 @@ class ProcessUnderTest(UnderTest, guests.Memguest):
 class QemuUnderTest(UnderTest, qemu.Qemu):
     """guest.bin in a QEMU, with memory behind a memfd. qemu.sockets[0] is for the program under test."""
 
-    def __init__(self, build, folder, size="128M", memory="memfd", arguments=(), **options):
+    def __init__(self, build, folder, size="80M", memory="memfd", arguments=(), **options):
+        if not shutil.which("qemu-system-x86_64") or not os.path.exists(f"{build}/tests/guest/guest.bin"):
+            raise cases.Skip("skip: no qemu-system-x86_64, or no guest.bin for it")
         self.build = build
         self.serial = guests.Serial(f"{folder}/serial")
         words = f"rate={RATE}"

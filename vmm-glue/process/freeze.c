@@ -36,7 +36,8 @@
 
 enum { XSTATE_MAX_BYTES = 1 << 14, PENDING_MAX = 8 };
 #define DEATH_TIMEOUT_NS 1000000000
-#define SIGNAL_SET_BYTES 8 /* the kernel's sigset_t */
+#define DEATH_LOOK_NS 2000000 /* threads that run stop sooner than that */
+#define SIGNAL_SET_BYTES 8    /* the kernel's sigset_t */
 
 struct Freeze {
     int pid;
@@ -266,11 +267,30 @@ static gboolean fail_by_name(const Freeze *freeze, uint64_t timeout_ns, GError *
     g_assert_not_reached();
 }
 
+/*
+ * SIGKILL ends threads that have stopped, too. Their end has to be seen, for the main thread's is not reported
+ * before that of all others: it would be waited for in vain.
+ */
+static void collect_deaths(Freeze *freeze) {
+    for (guint i = 0; i < freeze->threads->len; i++) {
+        FreezeThread *thread = thread_at(freeze, i);
+        int status = 0;
+        if (thread->state == FREEZE_STOPPED && waitpid(thread->tid, &status, __WALL | WNOHANG) == thread->tid &&
+            !WIFSTOPPED(status)) {
+            thread->state = FREEZE_ENDED;
+        }
+    }
+}
+
 static gboolean collect_all(Freeze *freeze, uint64_t timeout_ns, GError **error) {
     uint64_t begin_ns = pace_now_ns();
     while (collect(freeze) > 0) {
-        if (pace_now_ns() - begin_ns > timeout_ns) {
+        uint64_t waited_ns = pace_now_ns() - begin_ns;
+        if (waited_ns > timeout_ns) {
             return fail_by_name(freeze, timeout_ns, error);
+        }
+        if (waited_ns > DEATH_LOOK_NS) {
+            collect_deaths(freeze);
         }
         pace_wait(begin_ns);
     }
@@ -342,10 +362,16 @@ gboolean freeze_stop(Freeze *freeze, uint64_t timeout_ns, GError **error) {
 
 /* ---- going on -------------------------------------------------------------------------------------------- */
 
-/* A traced thread that was killed keeps its process from ending until its end is seen. */
-static void bury(FreezeThread *thread) {
+/*
+ * A traced thread that was killed keeps its process from ending until its end is seen. A process of our own is
+ * left to whoever waits for it.
+ */
+static void bury(const Freeze *freeze, FreezeThread *thread) {
     int status = 0;
     thread->state = FREEZE_ENDED;
+    if (thread->tid == freeze->pid && target_status_number(freeze->pid, "\nPPid:") == getpid()) {
+        return;
+    }
     if (tracee_wait(thread->tid, pace_now_ns() + DEATH_TIMEOUT_NS, &status) == 0 && WIFSTOPPED(status)) {
         (void)ptrace(PTRACE_DETACH, thread->tid, NULL, (void *)(intptr_t)(status >> 16 ? 0 : WSTOPSIG(status)));
     }
@@ -366,9 +392,10 @@ gboolean freeze_go(Freeze *freeze, uint64_t *ret_stopped_ns, GError **error) {
         }
     }
     uint64_t stopped_ns = end(freeze);
-    for (guint i = 0; n_gone > 0 && i < freeze->threads->len; i++) {
+    /* From the end: the main thread's end, the first, is reported after all others' were seen. */
+    for (guint i = freeze->threads->len; n_gone > 0 && i-- > 0;) {
         if (thread_at(freeze, i)->state == FREEZE_ENDED && thread_at(freeze, i)->captured) {
-            bury(thread_at(freeze, i));
+            bury(freeze, thread_at(freeze, i));
         }
     }
     if (ret_stopped_ns) {

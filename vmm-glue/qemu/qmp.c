@@ -220,8 +220,10 @@ static gboolean send_bytes(Qmp *qmp, const char *bytes, size_t length, int fd, G
         }
         if (sent < 0) {
             int code = errno;
-            g_set_error(error, SNAP_ERROR, code == EPIPE ? SNAP_ERROR_GUEST_GONE : SNAP_ERROR_IO, "%s: %s",
-                        qmp->label, g_strerror(code));
+            if (code == EPIPE || code == ECONNRESET)
+                g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "%s closed the connection", qmp->label);
+            else
+                snap_set_errno(error, code, "%s", qmp->label);
             return FALSE;
         }
         fd = -1;
