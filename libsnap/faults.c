@@ -282,7 +282,7 @@ static bool serve_fault(SnapTracker *tracker, uint64_t address, uint64_t since_n
         answer = serve_locked(tracker, &place);
     }
     bool done = answer == ANSWER_NONE || (answer == ANSWER_RELEASE && release_locked(tracker, &place) != -EAGAIN);
-    if (done && tracker->mode == SNAP_TRACK_SYNC) {
+    if (done && answer == ANSWER_RELEASE && tracker->mode == SNAP_TRACK_SYNC) {
         snap_histogram_add(&tracker->latency, snap_now_ns() - since_ns);
     }
     snap_unlock(&tracker->lock);

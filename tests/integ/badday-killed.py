@@ -183,7 +183,7 @@ def signalled_at_moments(folder, number, count):
             begin = time.monotonic()
             status, out, err = save.finish()
             took = time.monotonic() - begin
-            assert took < 2, f"took {took:.1f} s to end: {status} {err}"
+            assert took < 5, f"took {took:.1f} s to end: {status} {err}"  # an fsync is not interrupted
             guest.check_released()
             badday.check_no_process_left(BUILD)
             if status == 0:

@@ -214,7 +214,7 @@ def shared_memory_that_another_writes_is_refused(folder):
     with badday.ProcessUnderTest(BUILD, memory="memfd", size="8M") as guest:
         number = next(n for n, what in guest.descriptors_before.items() if "memfd" in what)
         text = (f"import mmap, os, sys, time\nfd = os.open('/proc/{guest.pid}/fd/{number}', os.O_RDWR)\n"
-                "memory = mmap.mmap(fd, 4096)\nprint('ready', flush=True)\ntime.sleep(100)")
+                "memory = mmap.mmap(fd, mmap.PAGESIZE)\nprint('ready', flush=True)\ntime.sleep(100)")
         other = badday.children.start([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
         assert other.stdout.readline()
         refuse(guest, f"{folder}/image", "memfd", str(other.pid))
