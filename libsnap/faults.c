@@ -323,17 +323,23 @@ static bool serve_next(SnapTracker *tracker) {
     return true;
 }
 
-/* The guest waits for this thread and for nobody else: on a busy machine it goes first, where that is permitted.
+/*
+ * From the point in time on the guest waits for this thread and for nobody else: on a busy machine it goes first,
+ * where that is permitted. Not before: pre-arm is a race of the job thread against the guest's writes, and this
+ * thread helps the guest.
  */
-static void go_first(void) {
-    struct sched_param lowest = {.sched_priority = sched_get_priority_min(SCHED_RR)};
-    sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &lowest);
+static void go_first(const SnapTracker *tracker, bool *raised) {
+    if (!*raised && tracker->mode == SNAP_TRACK_SYNC) {
+        struct sched_param lowest = {.sched_priority = sched_get_priority_min(SCHED_RR)};
+        sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &lowest);
+        *raised = true;
+    }
 }
 
 gpointer snap_faults_run(gpointer data) {
     SnapTracker *tracker = data;
     prctl(PR_SET_NAME, "snap-faults");
-    go_first();
+    bool raised = false;
     struct pollfd fds[] = {
         {.fd = tracker->uffd, .events = POLLIN},
         {.fd = tracker->stop_fd, .events = POLLIN},
@@ -349,6 +355,7 @@ gpointer snap_faults_run(gpointer data) {
         if (fds[0].revents & POLLERR) {
             break;
         }
+        go_first(tracker, &raised);
         if (fds[0].revents || tracker->n_queued > 0) {
             serve_next(tracker);
         }

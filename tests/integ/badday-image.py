@@ -19,7 +19,7 @@ BUILD = sys.argv[1]
 SEED = int(os.environ.get("SNAP_TEST_SEED", random.randrange(1 << 32)))
 
 
-# ---- ways to damage a file --------------------------------------------------------------------------------------------
+# ---- ways to damage a file -----------------------------------------------------------------------------------
 
 
 def cut(path, length):
@@ -60,7 +60,7 @@ def damages(path, chance):
     return found
 
 
-# ---- what the commands say ---------------------------------------------------------------------------------------------
+# ---- what the commands say -----------------------------------------------------------------------------------
 
 
 def names_file(line, name):

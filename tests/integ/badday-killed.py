@@ -52,7 +52,7 @@ def check_after_kill(guest, save, image, at, number=signal.SIGKILL):
         raise AssertionError(f"killed after {at * 1000:.1f} ms: {error}") from error
 
 
-# ---- killed -------------------------------------------------------------------------------------------------------
+# ---- killed --------------------------------------------------------------------------------------------------
 
 
 def kill_at_moments(folder, guest, count, how=lambda save: save.kill(), **popen):
@@ -140,7 +140,7 @@ def killed_guard_is_told_or_survived(folder):
         guest.check_no_errors()
 
 
-# ---- stopped for a while ---------------------------------------------------------------------------------------------
+# ---- stopped for a while -------------------------------------------------------------------------------------
 
 
 def stopped_for_a_while_completes(folder):
@@ -169,7 +169,7 @@ def stopped_and_killed_leaves_the_guest(folder):
         guest.check_no_errors()
 
 
-# ---- signals that ask -------------------------------------------------------------------------------------------------
+# ---- signals that ask ----------------------------------------------------------------------------------------
 
 
 def signalled_at_moments(folder, number, count):
@@ -231,7 +231,7 @@ def interrupted_twice_cancels(folder):
         guest.check_no_errors()
 
 
-# ---- nobody listens ------------------------------------------------------------------------------------------------------
+# ---- nobody listens ------------------------------------------------------------------------------------------
 
 
 def output_without_reader_is_told(folder):

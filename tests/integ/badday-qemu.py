@@ -101,7 +101,7 @@ def wait_for_hang_up(connection):
         pass
 
 
-# ---- sockets that are none of QEMU's -----------------------------------------------------------------------------------
+# ---- sockets that are none of QEMU's -------------------------------------------------------------------------
 
 
 def socket_that_is_not_there_is_refused(folder):
@@ -211,7 +211,7 @@ def server_that_is_no_qemu_is_refused(folder):
             refuse(folder, f"{folder}/{name}", "QEMU")
 
 
-# ---- monitors that are taken --------------------------------------------------------------------------------------------
+# ---- monitors that are taken ---------------------------------------------------------------------------------
 
 
 def monitor_in_use_is_refused(folder):
@@ -266,7 +266,7 @@ def guest_that_is_stopped_by_somebody_stays_so(folder):
         guest.check_released()
 
 
-# ---- QEMU goes ----------------------------------------------------------------------------------------------------------
+# ---- QEMU goes -----------------------------------------------------------------------------------------------
 
 
 def qemu_that_goes_is_told(folder):
@@ -314,7 +314,7 @@ def guest_stopped_in_the_sweep_stays_so(folder):
         badday.check_complete(guest, f"{folder}/image")
 
 
-# ---- vmsnap goes ----------------------------------------------------------------------------------------------------------
+# ---- vmsnap goes ---------------------------------------------------------------------------------------------
 
 
 def length_of_a_save(guest, image):
@@ -375,7 +375,7 @@ def interrupted_at_moments_cancels(folder):
 def killed_when_the_guest_stops_lets_it_run(folder):
     """The event STOP is the gun: vmsnap dies in the pause, or right after it, and the guard sends `cont`."""
     with badday.QemuUnderTest(BUILD, folder) as guest:
-        for i in range(max(MOMENTS // 2, 1)):
+        for i in range(FEW):
             guest.qmp.take_events()
             save = badday.Save(guest, f"{folder}/image", *PACE)
             guest.qmp.wait_event("STOP")

@@ -47,7 +47,7 @@ def refuse(guest, image, *words, options=()):
     return line
 
 
-# ---- who may not ------------------------------------------------------------------------------------------------------
+# ---- who may not ---------------------------------------------------------------------------------------------
 
 
 def stranger_may_not_save(folder):
@@ -98,7 +98,7 @@ def stranger_may_not_ask_a_qemu(folder):
         guest.check_released()
 
 
-# ---- where it cannot go -----------------------------------------------------------------------------------------------
+# ---- where it cannot go --------------------------------------------------------------------------------------
 
 
 def place_that_is_taken_is_refused(folder):
@@ -195,7 +195,7 @@ def directory_that_vanishes_half_way_is_told(folder):
         guest.check_no_errors()
 
 
-# ---- what makes no sense for this guest ------------------------------------------------------------------------------
+# ---- what makes no sense for this guest ----------------------------------------------------------------------
 
 
 def options_that_do_not_fit_are_refused(folder):

@@ -66,7 +66,7 @@ def check_was_either(image):
     assert badday.vmsnap(BUILD, "delete", image).returncode == 0
 
 
-# ---- it dies --------------------------------------------------------------------------------------------------------
+# ---- it dies -------------------------------------------------------------------------------------------------
 
 
 def target_killed_in_the_sweep_is_told(folder):
@@ -182,7 +182,7 @@ while True:
         assert child.poll() is None
 
 
-# ---- it stands still ---------------------------------------------------------------------------------------------------
+# ---- it stands still -----------------------------------------------------------------------------------------
 
 
 def stopped_target_is_saved_and_stays_stopped(folder):
@@ -225,7 +225,7 @@ time.sleep(100)
     assert not left, left
 
 
-# ---- it is none that can be saved ------------------------------------------------------------------------------------
+# ---- it is none that can be saved ----------------------------------------------------------------------------
 
 
 def refuse(folder, pid, *words):
@@ -367,7 +367,7 @@ def program_of_32_bits_is_refused(folder):
     assert child.poll() is None and not badday.troubles(child.pid)
 
 
-# ---- several at once ---------------------------------------------------------------------------------------------------
+# ---- several at once -----------------------------------------------------------------------------------------
 
 
 def second_save_at_once_is_refused(folder):

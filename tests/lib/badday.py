@@ -44,7 +44,7 @@ def wait_until(condition, seconds, what):
         time.sleep(0.005)
 
 
-# ---- what a process looks like from outside ----------------------------------------------------------------------
+# ---- what a process looks like from outside ------------------------------------------------------------------
 
 
 def read_proc(pid, name):
@@ -58,7 +58,7 @@ def descriptors(pid):
     for number in os.listdir(f"/proc/{pid}/fd"):
         try:
             found[int(number)] = os.readlink(f"/proc/{pid}/fd/{number}")
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             pass
     return found
 
@@ -81,7 +81,7 @@ def blocked_threads(pid):
         try:
             if read_proc(pid, f"task/{tid}/wchan") == "handle_userfault":
                 found.append(tid)
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             pass
     return found
 
@@ -92,7 +92,7 @@ def stopped_threads(pid):
     for tid in os.listdir(f"/proc/{pid}/task"):
         try:
             text = read_proc(pid, f"task/{tid}/status")
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
         state = re.search(r"^State:\s+(\S)", text, re.MULTILINE).group(1)
         tracer = re.search(r"^TracerPid:\s+(\d+)", text, re.MULTILINE).group(1)
@@ -250,7 +250,7 @@ class QemuUnderTest(UnderTest, qemu.Qemu):
         self.serial.wait_reports(1)
 
 
-# ---- vmsnap ------------------------------------------------------------------------------------------------------
+# ---- vmsnap --------------------------------------------------------------------------------------------------
 
 
 def check_one_line(text, *words):
@@ -374,12 +374,12 @@ def disk_bytes(folder):
     try:
         for entry in os.scandir(folder):
             total += entry.stat().st_blocks * 512
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         pass
     return total
 
 
-# ---- file systems ------------------------------------------------------------------------------------------------
+# ---- file systems --------------------------------------------------------------------------------------------
 
 _libc = ctypes.CDLL(None, use_errno=True)
 MNT_DETACH = 2
@@ -422,7 +422,7 @@ class Mounted:
         self._detach()
 
 
-# ---- sockets that are no QEMU --------------------------------------------------------------------------------------
+# ---- sockets that are no QEMU --------------------------------------------------------------------------------
 
 
 def listen(path):
