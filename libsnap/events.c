@@ -63,9 +63,11 @@ static bool rescue_chunk_locked(SnapTracker *tracker, const SnapExtent *part) SN
         return false;
     }
     if (result == -ENOBUFS || result == -ESRCH) {
+        bool full = result == -ENOBUFS;
         snap_tracker_fail_locked(
-            tracker, (SnapTrackFailure){.code = result == -ESRCH ? SNAP_ERROR_GUEST_GONE : SNAP_ERROR_BUFFER_FULL,
-                                        .what = "the guest discards memory faster than the image is written",
+            tracker, (SnapTrackFailure){.code = full ? SNAP_ERROR_BUFFER_FULL : SNAP_ERROR_GUEST_GONE,
+                                        .what = full ? "the guest discards memory faster than the image is written"
+                                                     : "the guest ended",
                                         .area = part->area,
                                         .offset = part->offset});
     }

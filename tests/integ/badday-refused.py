@@ -17,10 +17,10 @@ NOBODY = 65534
 MS_RDONLY = 1
 
 
-def build_for_nobody(folder):
+def build_for_nobody(where):
     """A copy of the programs where everybody may run them."""
-    os.chmod(folder, 0o755)
-    copy = f"{folder}/build"
+    os.chmod(where, 0o755)
+    copy = f"{where}/build"
     for name in ("tools/vmsnap", "tests/guest/memguest"):
         os.makedirs(os.path.dirname(f"{copy}/{name}"), exist_ok=True)
         shutil.copy(f"{BUILD}/{name}", f"{copy}/{name}")
@@ -31,8 +31,8 @@ def as_nobody(build, *arguments):
     return badday.vmsnap(build, *arguments, user=NOBODY, group=NOBODY, extra_groups=[])
 
 
-def folder_of_nobody(folder):
-    path = f"{folder}/nobody"
+def folder_of_nobody(where):
+    path = f"{where}/nobody"
     os.mkdir(path)
     os.chown(path, NOBODY, NOBODY)
     return path

@@ -276,7 +276,8 @@ def thread_is_refused_by_its_process(folder):
 
 
 def traced_process_is_refused_by_its_tracer(folder):
-    for command in (["strace", "-q", "-o", "/dev/null", "-p"], ["gdb", "-q", "-nx", "-batch", "-ex", "shell sleep 60", "-p"]):
+    for command in (["strace", "-q", "-o", "/dev/null", "-p"],
+                    ["gdb", "-q", "-nx", "-batch", "-ex", "shell sleep 60", "-p"]):
         with badday.ProcessUnderTest(BUILD, size="8M") as guest:
             try:
                 tracer = children.start([*command, str(guest.pid)], stdout=subprocess.DEVNULL,

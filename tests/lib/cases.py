@@ -22,7 +22,9 @@ class Skip(Exception):
 
 def case_functions(names):
     for name, function in list(names.items()):
-        if inspect.isfunction(function) and function.__module__ == "__main__" and "_" in name and list(inspect.signature(function).parameters) in (["folder"], ["_folder"]):
+        if not inspect.isfunction(function) or function.__module__ != "__main__":
+            continue
+        if list(inspect.signature(function).parameters) in (["folder"], ["_folder"]):
             yield name, function
 
 
