@@ -101,16 +101,19 @@ static int wait_readable(Qmp *qmp, int64_t deadline) {
     return poll(&ready, 1, left_ms(deadline));
 }
 
+static gboolean fail_in_time(Qmp *qmp, GError **error) {
+    qmp->broken = TRUE;
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT, "%s does not answer", qmp->label);
+    return FALSE;
+}
+
 /* Wait for bytes and append them to the buffer. */
 static gboolean read_some(Qmp *qmp, int64_t deadline, GError **error) {
     int n = wait_readable(qmp, deadline);
     if (n < 0 && errno == EINTR)
         return TRUE;
-    if (n == 0) {
-        qmp->broken = TRUE;
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT, "%s does not answer", qmp->label);
-        return FALSE;
-    }
+    if (n == 0)
+        return fail_in_time(qmp, error);
     uint8_t bytes[16384];
     ssize_t got = recv(qmp->fd, bytes, sizeof(bytes), MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
@@ -182,6 +185,9 @@ static gboolean next_message(Qmp *qmp, int64_t deadline, json_object **ret_messa
             *ret_message = g_steal_pointer(&message);
             return TRUE;
         }
+        /* Events alone are no answer, however many come. */
+        if (message && left_ms(deadline) == 0)
+            return fail_in_time(qmp, error);
         if (!message && !read_some(qmp, deadline, error))
             return FALSE;
     }
