@@ -17,7 +17,7 @@ enum {
 };
 
 #define YOUNG_BYTES (UINT64_C(1) << 20)
-#define EAGER_MAX_BYTES (UINT64_C(16) << 20) /* some 4 ms of pause */
+#define EAGER_MAX_BYTES (UINT64_C(16) << 20)
 #define DEFAULT_BUFFER_BYTES (UINT64_C(64) << 20)
 
 /* ---- regions --------------------------------------------------------------------------------------------- */
