@@ -151,17 +151,21 @@ class Stall(Scenario):
         written = f"{core}.{self.guest.pid}"
         if not os.path.exists(written):
             raise MeasureError(f"gcore: {result.stdout.strip()}")
-        os.unlink(written)
-        self.bench.settle()
+
+    def save(self):
+        self.bench.vmsnap.save(self.bench.path("image"), pid=self.guest.pid)
 
     def stall_us(self, snapshot):
+        """The window closes before files are removed: to free gigabytes of a file holds a CPU for long, too."""
         self.guest.report()
         snapshot()
-        return self.guest.report()["stall-us"]
+        stall_us = self.guest.report()["stall-us"]
+        self.bench.clean()
+        return stall_us
 
     def round(self):
         start = time.monotonic()
-        self.add("ours", self.stall_us(lambda: self.bench.save(pid=self.guest.pid)))
+        self.add("ours", self.stall_us(self.save))
         seconds = time.monotonic() - start
         self.add("gcore", self.stall_us(self.gcore))
         self.add("nothing", self.stall_us(lambda: time.sleep(seconds)))

@@ -27,6 +27,12 @@ class Bench:
         """What one program left for the disk to do is not the next one's burden."""
         os.sync()
 
+    def clean(self):
+        """Remove what was written, images and cores alike."""
+        for entry in os.scandir(self.work):
+            shutil.rmtree(entry) if entry.is_dir() else os.unlink(entry)
+        self.settle()
+
     def floor(self, program, *arguments):
         """Run a floor program. Return: the fields of its line."""
         result = subprocess.run([f"{self.build}/tests/bench/{program}", *map(str, arguments)],

@@ -12,6 +12,13 @@ fail() {
     exit 1
 }
 
+case $* in
+*hugetlb*)
+    pages=/proc/sys/vm/nr_hugepages
+    if [ "$(cat $pages)" -lt 64 ] && [ -w $pages ]; then echo 64 >$pages; fi
+    ;;
+esac
+
 coproc guest { exec "$memguest" "$@"; }
 pid=$! # of the coprocess
 exec {from_guest}<&"${guest[0]}"

@@ -15,6 +15,7 @@ import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import guests
+import huge
 import qemu
 
 SKIP = 77
@@ -25,18 +26,6 @@ BACKENDS = {
     "hugetlb": "memory-backend-memfd,hugetlb=on,share=on",
     "hugetlb-private": "memory-backend-memfd,hugetlb=on,share=off",
 }
-
-
-def huge_pages(megabytes):
-    path = "/proc/sys/vm/nr_hugepages"
-    try:
-        with open(path, "r+") as f:
-            if int(f.read()) < megabytes // 2 + 32:
-                f.seek(0)
-                f.write(str(megabytes // 2 + 32))
-    except OSError as error:
-        print(f"skip: cannot reserve huge pages: {error}")
-        sys.exit(SKIP)
 
 
 def arguments(args, work, shm):
@@ -97,7 +86,7 @@ def main():
         print("skip: qemu-system-x86_64 is not installed")
         sys.exit(SKIP)
     if args.memory.startswith("hugetlb"):
-        huge_pages(int(args.size.rstrip("M")))
+        huge.reserve(int(args.size.rstrip("M")) // 2 + 32)
     work = tempfile.mkdtemp(prefix="exact-qemu-", dir=os.environ.get("SNAP_TEST_DIR"))
     shm = tempfile.mkdtemp(prefix="exact-qemu-", dir="/dev/shm")
     try:

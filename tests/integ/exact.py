@@ -16,20 +16,10 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import huge
+
 SKIP = 77
-
-
-def reserve_huge_pages(count):
-    path = "/proc/sys/vm/nr_hugepages"
-    try:
-        with open(path) as f:
-            have = int(f.read())
-        if have < count:
-            with open(path, "w") as f:
-                f.write(str(count))
-    except OSError as error:
-        print(f"skip: cannot reserve huge pages: {error}")
-        sys.exit(SKIP)
 
 
 def start_guest(args):
@@ -71,7 +61,7 @@ def main():
     parser.add_argument("--save", nargs=argparse.REMAINDER, default=[])
     args = parser.parse_args()
     if args.memory.startswith("hugetlb"):
-        reserve_huge_pages(64)
+        huge.reserve(64)
     work = tempfile.mkdtemp(prefix="exact-", dir=os.environ.get("SNAP_TEST_DIR"))
     guest, arena = start_guest(args)
     done = 0

@@ -47,6 +47,8 @@ def ask(*arguments):
 def normalise(answer):
     """Threads by their kernel id: names and gdb's numbering differ, and so do a program's name and the end of a session."""
     answer = re.sub(r"^\[Inferior .*\n", "", answer, flags=re.M)
+    # gdb 13 expects the FPU state to be laid out as Intel's processors do; so it says this of gcore's cores as well.
+    answer = re.sub(r"^warning: Section `\.reg-xstate/\d+' in core file too small\.\n?", "", answer, flags=re.M)
     parts = re.split(r"^Thread \d+ \(.*?LWP (\d+)\).*:$", answer, flags=re.M)
     threads = dict(zip(parts[1::2], (part.strip() for part in parts[2::2])))
     return threads or re.sub(r"^\$\d+ = ", "", answer, flags=re.M).strip()

@@ -19,6 +19,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import children  # noqa: E402
+import huge  # noqa: E402
 import qemu  # noqa: E402
 import vmsnap  # noqa: E402
 
@@ -242,22 +243,8 @@ class Trip:
 
 
 def prepare(case):
-    if "hugetlb" not in str(case):
-        return
-    path = "/proc/sys/vm/nr_hugepages"
-    needed = 300  # the guest twice would not fit: one at a time
-    with open(path) as f:
-        have = int(f.read())
-    if have < needed:
-        try:
-            with open(path, "w") as f:
-                f.write(str(needed))
-        except OSError as error:
-            skip(f"no huge pages: {error}")
-    with open("/proc/meminfo") as f:
-        free = int(re.search(r"HugePages_Free:\s+(\d+)", f.read()).group(1))
-    if free < 128:
-        skip(f"only {free} huge pages are free")
+    if "hugetlb" in str(case):
+        huge.reserve(300, free=128)  # the guest twice would not fit: one at a time
 
 
 def main():
