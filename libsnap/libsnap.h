@@ -143,10 +143,15 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapRegion, snap_region_free)
  * on the guest, never in the fault thread. Order in one snapshot:
  *
  *     list_regions(FALSE)  open_uffd  …pre-arm while the guest runs…
- *     pause  list_regions(TRUE)  …arm…  resume  get_state  …sweep while the guest runs…
+ *     pause(READY)  …once more…  pause(STOP)  list_regions(TRUE)  …arm…  resume  get_state  …sweep…
  *
- * resume is called after every pause, whether that succeeded or not.
+ * resume is called after every pause, of either step, whether that succeeded or not.
  */
+typedef enum {
+    SNAP_PAUSE_READY, /* all that can be done for the stop while the guest runs; what takes long belongs here */
+    SNAP_PAUSE_STOP,  /* stop it */
+} SnapPauseStep;
+
 typedef struct {
     /*
      * Append every region of the guest as it is now to @regions, (take) by the caller. With @paused the guest is
@@ -157,7 +162,7 @@ typedef struct {
     /* A new userfaultfd of the guest's address space, before UFFDIO_API, O_CLOEXEC | O_NONBLOCK; -1 on error. */
     int (*open_uffd)(void *opaque, GError **error);
     /* Stop everything that writes the guest's memory and take its device state. */
-    gboolean (*pause)(void *opaque, GError **error);
+    gboolean (*pause)(void *opaque, SnapPauseStep step, GError **error);
     /* Let it run again, if it ran before. @ret_pause_ns: how long the guest was stopped, in ns. */
     gboolean (*resume)(void *opaque, uint64_t *ret_pause_ns, GError **error);
     /* Append the SnapState blobs taken in the last pause to @states, (take) by the caller. */

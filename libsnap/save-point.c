@@ -268,7 +268,10 @@ static gboolean copy_regions(SnapSave *save, GError **error) {
 }
 
 static gboolean stop_and_take(SnapSave *save, GError **error) {
-    if (!save->guest->ops->pause(save->guest->opaque, error)) {
+    const SnapGuest *guest = save->guest;
+    /* To get ready takes a while, in which the guest has touched more than one round has to find in the pause. */
+    if (!guest->ops->pause(guest->opaque, SNAP_PAUSE_READY, error) || !prearm(save, error) ||
+        !guest->ops->pause(guest->opaque, SNAP_PAUSE_STOP, error)) {
         return FALSE;
     }
     if (!reconcile(save, error) || !snap_tracker_point(save->tracker, error) || !copy_regions(save, error)) {

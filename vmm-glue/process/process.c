@@ -37,9 +37,10 @@ static int open_uffd(void *opaque, GError **error) {
     return fd;
 }
 
-static gboolean pause_guest(void *opaque, GError **error) {
+/* A stop needs nothing but the stop. */
+static gboolean pause_guest(void *opaque, SnapPauseStep step, GError **error) {
     ProcessGuest *guest = (ProcessGuest *)opaque;
-    return freeze_stop(guest->freeze, STOP_TIMEOUT_NS, error);
+    return step == SNAP_PAUSE_READY || freeze_stop(guest->freeze, STOP_TIMEOUT_NS, error);
 }
 
 static gboolean resume_guest(void *opaque, uint64_t *ret_pause_ns, GError **error) {

@@ -234,12 +234,16 @@ static gboolean send_stop_and_save(QemuGuest *guest, GError **error) {
     return qmp_flush(guest->qmp, error);
 }
 
-static gboolean guest_pause(void *opaque, GError **error) {
-    QemuGuest *guest = opaque;
+static gboolean get_ready(QemuGuest *guest, GError **error) {
     guest->was_running = FALSE;
     guest->fdset = FDSET_FIRST + getpid();
-    if (!arm_guard(guest, error) || !look_again(guest, error) || !add_fdset(guest, error))
-        return FALSE;
+    return arm_guard(guest, error) && look_again(guest, error) && add_fdset(guest, error);
+}
+
+static gboolean guest_pause(void *opaque, SnapPauseStep step, GError **error) {
+    QemuGuest *guest = opaque;
+    if (step == SNAP_PAUSE_READY)
+        return get_ready(guest, error);
     guest->stopped = TRUE;
     guest->was_running = guest->expect_run; /* until it is known better */
     int64_t stopped_before_us = qmp_event_us(guest->qmp, "STOP");
