@@ -144,7 +144,14 @@ static guint first_run(const SnapArea *area, uint64_t chunk) {
     return low;
 }
 
+static void make_dirty(SnapArea *area, SnapRun run) {
+    for (uint64_t chunk = run.first; chunk < MIN(run.end, area->n_chunks); chunk++) {
+        area->chunks[chunk].dirty = snap_area_chunk_mask(area, chunk);
+    }
+}
+
 void snap_area_arm(SnapArea *area, SnapRun run) {
+    make_dirty(area, run);
     guint at = first_run(area, run.first);
     guint behind = at;
     while (behind < area->armed->len) {
@@ -158,6 +165,27 @@ void snap_area_arm(SnapArea *area, SnapRun run) {
     }
     g_array_remove_range(area->armed, at, behind - at);
     g_array_insert_val(area->armed, at, run);
+}
+
+void snap_area_shrink(SnapArea *area, uint64_t length_bytes) {
+    area->region->length_bytes = length_bytes;
+    area->n_chunks = MIN(area->n_chunks, (length_bytes + area->chunk_bytes - 1) / area->chunk_bytes);
+}
+
+void snap_area_wipe(SnapArea *area) {
+    for (guint i = 0; i < area->armed->len; i++) {
+        SnapRun run = g_array_index(area->armed, SnapRun, i);
+        for (uint64_t chunk = run.first; chunk < MIN(run.end, area->n_chunks); chunk++) {
+            area->chunks[chunk].dirty = 0;
+        }
+    }
+}
+
+void snap_area_forget(SnapArea *area) {
+    area->logged = false;
+    for (guint i = 0; i < area->armed->len; i++) {
+        make_dirty(area, g_array_index(area->armed, SnapRun, i));
+    }
 }
 
 bool snap_area_next_gap(const SnapArea *area, uint64_t chunk, SnapRun *ret_gap) {

@@ -14,15 +14,18 @@
 
 #include "libsnap.h"
 
-/* Where a chunk is in its way. A table in track.h says who moves it. */
+/* Where a chunk is in its way. A table in track-sync.h says who moves it. */
 typedef enum {
     SNAP_CHUNK_PROTECTED, /* protected, but for the pages claimed by faults */
     SNAP_CHUNK_SWEEPING,  /* the sweep has claimed what was left and copies it */
     SNAP_CHUNK_CAPTURED,  /* all captured; to be un-protected */
     SNAP_CHUNK_RELEASED,  /* un-protected */
+    SNAP_CHUNK_KEPT,      /* all captured; protected on, so that the next write of each page is seen */
 } SnapChunkPhase;
 
 typedef struct {
+    uint64_t dirty;     /* written since the point before: what is captured. All, of a chunk armed since */
+    uint64_t since;     /* SYNC: written, or discarded, since this point */
     uint64_t claimed;   /* LOG: pages touched since the last round; SYNC: pages captured */
     uint32_t preimages; /* SYNC: pool index of the newest pre-image, linked; SNAP_POOL_NONE */
     uint16_t phase;     /* SnapChunkPhase */
@@ -44,6 +47,7 @@ typedef struct {
     SnapChunkState *chunks;
     uint64_t *filled; /* shared memory only: pages of each chunk that were not zero when protected; see holes.h */
     GArray *armed;    /* of SnapRun; sorted, disjoint, not adjacent */
+    bool logged;      /* dirty is what was written since the point before; else everything is */
     bool dropped;     /* not in the guest any more when the point came: not part of the snapshot */
     bool stale;       /* LOG: (partly) unmapped or moved, perhaps mapped anew: has to be registered again */
 } SnapArea;
@@ -62,11 +66,20 @@ int snap_area_next_data(const SnapArea *area, int pagemap, uint64_t from, uint64
 /* Chunks of the blocks that [start, end) lies in. */
 SnapRun snap_area_blocks(const SnapArea *area, uint64_t start, uint64_t end);
 
-/* Add @run to the armed ones. */
+/* Add @run, of which all pages are dirty, to the armed ones. */
 void snap_area_arm(SnapArea *area, SnapRun run);
 
 /* The first run at or behind @chunk that is not armed; FALSE when there is none. */
 bool snap_area_next_gap(const SnapArea *area, uint64_t chunk, SnapRun *ret_gap);
+
+/* The guest has only the first @length_bytes of it left. */
+void snap_area_shrink(SnapArea *area, uint64_t length_bytes);
+
+/* Call everything clean: the log begins here. */
+void snap_area_wipe(SnapArea *area);
+
+/* Call everything dirty: what was logged is not, or no longer, against anything known. */
+void snap_area_forget(SnapArea *area);
 
 /* Whether @chunk is armed. */
 bool snap_area_is_armed(const SnapArea *area, uint64_t chunk);

@@ -83,6 +83,20 @@ uint64_t snap_chunk_hash(const uint8_t *data, uint64_t page_bytes, uint64_t stor
     return XXH3_64bits_digest(hash);
 }
 
+SnapChunkRecord snap_chunk_record_make(uint64_t index, uint64_t page_bytes, uint64_t present, uint64_t zero,
+                                       uint64_t xxh3) {
+    if (present == 0)
+        return (SnapChunkRecord){0};
+    return (SnapChunkRecord){
+        .present = present,
+        .zero = zero,
+        .offset = index * SNAP_CHUNK_PAGES * page_bytes,
+        .length_bytes = (uint32_t)((uint64_t)__builtin_popcountll(present & ~zero) * page_bytes),
+        .codec = SNAP_CODEC_RAW,
+        .xxh3 = xxh3,
+    };
+}
+
 static uint8_t *put32(uint8_t *at, uint32_t value) {
     value = GUINT32_TO_LE(value);
     return (uint8_t *)memcpy(at, &value, sizeof value) + sizeof value;

@@ -58,6 +58,10 @@ uint64_t snap_chunk_hash(const uint8_t *data, uint64_t page_bytes, uint64_t stor
 /* Take the lowest run of set bits out of *@mask. FALSE when there is none. */
 gboolean snap_chunk_take_run(uint64_t *mask, unsigned *ret_first, unsigned *ret_count);
 
+/* The record of chunk @index of a raw data file; of 40 zero bytes where nothing is present. */
+SnapChunkRecord snap_chunk_record_make(uint64_t index, uint64_t page_bytes, uint64_t present, uint64_t zero,
+                                       uint64_t xxh3);
+
 void snap_chunk_record_encode(const SnapChunkRecord *record, uint8_t ret_bytes[static SNAP_INDEX_RECORD_BYTES]);
 void snap_chunk_record_decode(const uint8_t bytes[static SNAP_INDEX_RECORD_BYTES], SnapChunkRecord *ret_record);
 

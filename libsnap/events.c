@@ -35,7 +35,7 @@ enum {
     ENTRIES_BYTES = 8192, /* of /proc/PID/task read at once */
 };
 
-void snap_events_queue(SnapTracker *tracker, const struct uffd_msg *msg) {
+void snap_events_queue(SnapSync *tracker, const struct uffd_msg *msg) {
     if (tracker->n_queued < SNAP_QUEUED_MAX) {
         uint32_t at = (tracker->first_queued + tracker->n_queued++) % SNAP_QUEUED_MAX;
         tracker->queued[at] = *msg;
@@ -45,12 +45,13 @@ void snap_events_queue(SnapTracker *tracker, const struct uffd_msg *msg) {
 /* ---- saving what is about to be discarded ---------------------------------------------------------------- */
 
 /* Save one chunk's part of an extent. FALSE: not now, the sweep has it or the pool is full. */
-static bool rescue_chunk_locked(SnapTracker *tracker, const SnapExtent *part) SNAP_REQUIRES(tracker->lock) {
-    SnapArea *area = snap_tracker_area(tracker, part->area);
+static bool rescue_chunk_locked(SnapSync *tracker, const SnapExtent *part) SNAP_REQUIRES(tracker->lock) {
+    SnapArea *area = snap_sync_area(tracker, part->area);
     uint64_t number = part->offset / area->chunk_bytes;
     SnapChunkState *chunk = &area->chunks[number];
-    if (tracker->mode != SNAP_TRACK_SYNC || !snap_area_is_armed(area, number) ||
-        chunk->phase == SNAP_CHUNK_CAPTURED || chunk->phase == SNAP_CHUNK_RELEASED) {
+    if (tracker->mode != SNAP_SYNC_SYNC || !snap_area_is_armed(area, number) ||
+        chunk->phase == SNAP_CHUNK_CAPTURED || chunk->phase == SNAP_CHUNK_RELEASED ||
+        chunk->phase == SNAP_CHUNK_KEPT) {
         return true;
     }
     if (chunk->phase == SNAP_CHUNK_SWEEPING) {
@@ -59,24 +60,24 @@ static bool rescue_chunk_locked(SnapTracker *tracker, const SnapExtent *part) SN
     int result =
         snap_faults_capture_locked(tracker, part->area, part->offset, part->offset + part->length, part->address);
     if (result == -ENOBUFS && tracker->at_cap == SNAP_AT_CAP_BLOCK) {
-        snap_tracker_heat_locked(tracker, part->area, number, true);
+        snap_sync_heat_locked(tracker, part->area, number, true);
         return false;
     }
     if (result == -ENOBUFS || result == -ESRCH) {
         bool full = result == -ENOBUFS;
-        snap_tracker_fail_locked(
-            tracker, (SnapTrackFailure){.code = full ? SNAP_ERROR_BUFFER_FULL : SNAP_ERROR_GUEST_GONE,
-                                        .what = full ? "the guest discards memory faster than the image is written"
-                                                     : "the guest ended",
-                                        .area = part->area,
-                                        .offset = part->offset});
+        snap_sync_fail_locked(
+            tracker, (SnapSyncFailure){.code = full ? SNAP_ERROR_BUFFER_FULL : SNAP_ERROR_GUEST_GONE,
+                                       .what = full ? "the guest discards memory faster than the image is written"
+                                                    : "the guest ended",
+                                       .area = part->area,
+                                       .offset = part->offset});
     }
     /* -EFAULT: another thread has just moved or dropped it; that event will tell. */
     return true;
 }
 
 /* The part of [address, end) in the first extent there, cut to whole granules of one chunk. */
-static bool next_part_locked(SnapTracker *tracker, uint64_t address, uint64_t end, SnapExtent *ret_part)
+static bool next_part_locked(SnapSync *tracker, uint64_t address, uint64_t end, SnapExtent *ret_part)
     SNAP_REQUIRES(tracker->lock) {
     for (uint32_t i = 0; i < tracker->layout.n_extents && address < end; i++) {
         SnapExtent e = tracker->layout.extents[i];
@@ -86,7 +87,7 @@ static bool next_part_locked(SnapTracker *tracker, uint64_t address, uint64_t en
         if (e.address >= end) {
             return false;
         }
-        const SnapArea *area = snap_tracker_area(tracker, e.area);
+        const SnapArea *area = snap_sync_area(tracker, e.area);
         uint64_t unit = MAX(area->chunk_bytes, area->region->granule_bytes);
         uint64_t from = MAX(address, e.address) - e.address + e.offset;
         from -= from % area->region->granule_bytes;
@@ -99,11 +100,11 @@ static bool next_part_locked(SnapTracker *tracker, uint64_t address, uint64_t en
     return false;
 }
 
-static void rescue_range(SnapTracker *tracker, uint64_t address, uint64_t end) {
+static void rescue_range(SnapSync *tracker, uint64_t address, uint64_t end) {
     SnapExtent part;
     for (;;) {
         snap_lock(&tracker->lock);
-        bool more = tracker->mode == SNAP_TRACK_SYNC && next_part_locked(tracker, address, end, &part);
+        bool more = tracker->mode == SNAP_SYNC_SYNC && next_part_locked(tracker, address, end, &part);
         bool saved = more && rescue_chunk_locked(tracker, &part);
         snap_unlock(&tracker->lock);
         if (!more) {
@@ -153,7 +154,7 @@ struct dirent64_raw {
 };
 
 /* Save what any thread sleeps in madvise for. TRUE when a thread explains the event. */
-static bool rescue_discards(SnapTracker *tracker) {
+static bool rescue_discards(SnapSync *tracker) {
     char path[96];
     char entries[ENTRIES_BYTES] __attribute__((aligned(8)));
     bool explained = false;
@@ -187,41 +188,42 @@ static bool rescue_discards(SnapTracker *tracker) {
 
 /* ---- events ---------------------------------------------------------------------------------------------- */
 
-static void forget_protection_locked(SnapTracker *tracker, uint64_t address, uint64_t end)
+static void forget_protection_locked(SnapSync *tracker, uint64_t address, uint64_t end)
     SNAP_REQUIRES(tracker->lock) {
     SnapExtent part;
     while (next_part_locked(tracker, address, end, &part)) {
-        SnapArea *area = snap_tracker_area(tracker, part.area);
+        SnapArea *area = snap_sync_area(tracker, part.area);
         uint64_t first = part.offset / area->chunk_bytes;
         uint64_t last = (part.offset + part.length - 1) / area->chunk_bytes;
         for (uint64_t chunk = first; chunk <= last; chunk++) {
             if (snap_area_is_armed(area, chunk)) {
-                snap_tracker_touch_locked(tracker, part.area, chunk, snap_area_chunk_mask(area, chunk));
+                snap_sync_touch_locked(tracker, part.area, chunk, snap_area_chunk_mask(area, chunk));
             }
         }
         address = part.address + part.length;
     }
 }
 
-static void mark_stale_locked(SnapTracker *tracker, uint64_t address, uint64_t end) SNAP_REQUIRES(tracker->lock) {
+static void mark_stale_locked(SnapSync *tracker, uint64_t address, uint64_t end) SNAP_REQUIRES(tracker->lock) {
     for (uint32_t i = 0; i < tracker->layout.n_extents; i++) {
         const SnapExtent *e = &tracker->layout.extents[i];
         if (e->address < end && e->address + e->length > address) {
-            snap_tracker_area(tracker, e->area)->stale = true;
+            snap_sync_area(tracker, e->area)->stale = true;
         }
     }
 }
 
 /* Pages of a discarded part that nobody has. */
-static bool unsaved_locked(const SnapTracker *tracker, const SnapExtent *cut, uint64_t *ret_offset)
+static bool unsaved_locked(const SnapSync *tracker, const SnapExtent *cut, uint64_t *ret_offset)
     SNAP_REQUIRES(tracker->lock) {
-    const SnapArea *area = snap_tracker_area(tracker, cut->area);
+    const SnapArea *area = snap_sync_area(tracker, cut->area);
     for (uint64_t page = cut->offset / area->region->page_bytes;
          page < (cut->offset + cut->length) / area->region->page_bytes; page++) {
         uint64_t number = page / SNAP_CHUNK_PAGES;
         const SnapChunkState *chunk = &area->chunks[number];
         bool open = chunk->phase == SNAP_CHUNK_PROTECTED || chunk->phase == SNAP_CHUNK_SWEEPING;
-        if (open && !(chunk->claimed >> page % SNAP_CHUNK_PAGES & 1) && snap_area_is_armed(area, number)) {
+        uint64_t unsaved = chunk->dirty & ~chunk->claimed;
+        if (open && (unsaved >> page % SNAP_CHUNK_PAGES & 1) && snap_area_is_armed(area, number)) {
             *ret_offset = page * area->region->page_bytes;
             return true;
         }
@@ -230,54 +232,53 @@ static bool unsaved_locked(const SnapTracker *tracker, const SnapExtent *cut, ui
 }
 
 /* A madvise that was not rescued in time. Shared memory keeps its content, or shows a hole. */
-static void apply_discard_locked(SnapTracker *tracker, uint64_t address, uint64_t end)
-    SNAP_REQUIRES(tracker->lock) {
+static void apply_discard_locked(SnapSync *tracker, uint64_t address, uint64_t end) SNAP_REQUIRES(tracker->lock) {
     SnapExtent part;
     uint64_t offset;
-    while (tracker->mode == SNAP_TRACK_SYNC && next_part_locked(tracker, address, end, &part)) {
-        if (!snap_tracker_area(tracker, part.area)->filled && unsaved_locked(tracker, &part, &offset)) {
-            snap_tracker_fail_locked(tracker, (SnapTrackFailure){.code = SNAP_ERROR_LOST,
-                                                                 .what = "the guest discarded it (madvise)",
-                                                                 .area = part.area,
-                                                                 .offset = offset});
+    while (tracker->mode == SNAP_SYNC_SYNC && next_part_locked(tracker, address, end, &part)) {
+        snap_sync_note_locked(tracker, part.area, part.offset, part.offset + part.length);
+        if (!snap_sync_area(tracker, part.area)->filled && unsaved_locked(tracker, &part, &offset)) {
+            snap_sync_fail_locked(tracker, (SnapSyncFailure){.code = SNAP_ERROR_LOST,
+                                                             .what = "the guest discarded it (madvise)",
+                                                             .area = part.area,
+                                                             .offset = offset});
         }
         address = part.address + part.length;
     }
 }
 
-static void apply_unmap_locked(SnapTracker *tracker, uint64_t start, uint64_t end) SNAP_REQUIRES(tracker->lock) {
+static void apply_unmap_locked(SnapSync *tracker, uint64_t start, uint64_t end) SNAP_REQUIRES(tracker->lock) {
     SnapExtent cut;
     int result;
     while ((result = snap_layout_cut(&tracker->layout, start, end, &cut)) == 1) {
         uint64_t offset;
         if (unsaved_locked(tracker, &cut, &offset)) {
-            snap_tracker_fail_locked(tracker, (SnapTrackFailure){.code = SNAP_ERROR_LOST,
-                                                                 .what = "the guest unmapped it",
-                                                                 .area = cut.area,
-                                                                 .offset = offset});
+            snap_sync_fail_locked(tracker, (SnapSyncFailure){.code = SNAP_ERROR_LOST,
+                                                             .what = "the guest unmapped it",
+                                                             .area = cut.area,
+                                                             .offset = offset});
         }
     }
     if (result < 0) {
-        snap_tracker_fail_locked(
+        snap_sync_fail_locked(
             tracker,
-            (SnapTrackFailure){.code = SNAP_ERROR_LOST, .what = "the guest unmaps too much", .errnum = -result});
+            (SnapSyncFailure){.code = SNAP_ERROR_LOST, .what = "the guest unmaps too much", .errnum = -result});
     }
 }
 
-static void apply_move_locked(SnapTracker *tracker, uint64_t from, uint64_t to, uint64_t length)
+static void apply_move_locked(SnapSync *tracker, uint64_t from, uint64_t to, uint64_t length)
     SNAP_REQUIRES(tracker->lock) {
     int result = snap_layout_move(&tracker->layout, from, to, length);
     if (result < 0) {
-        snap_tracker_fail_locked(
+        snap_sync_fail_locked(
             tracker,
-            (SnapTrackFailure){.code = SNAP_ERROR_LOST, .what = "the guest moves too much", .errnum = -result});
+            (SnapSyncFailure){.code = SNAP_ERROR_LOST, .what = "the guest moves too much", .errnum = -result});
     }
 }
 
-void snap_events_apply(SnapTracker *tracker, const struct uffd_msg *msg) {
-    snap_lock(&tracker->lock);
-    bool sync = tracker->mode == SNAP_TRACK_SYNC;
-    bool log = tracker->mode == SNAP_TRACK_LOG;
+static void apply_locked(SnapSync *tracker, const struct uffd_msg *msg) SNAP_REQUIRES(tracker->lock) {
+    bool sync = tracker->mode == SNAP_SYNC_SYNC;
+    bool log = tracker->mode == SNAP_SYNC_LOG;
     switch (msg->event) {
     case UFFD_EVENT_REMOVE:
         if (log) {
@@ -287,24 +288,36 @@ void snap_events_apply(SnapTracker *tracker, const struct uffd_msg *msg) {
         }
         break;
     case UFFD_EVENT_REMAP:
+        mark_stale_locked(tracker, msg->arg.remap.from, msg->arg.remap.from + msg->arg.remap.len);
+        mark_stale_locked(tracker, msg->arg.remap.to, msg->arg.remap.to + msg->arg.remap.len);
         if (sync) {
             apply_move_locked(tracker, msg->arg.remap.from, msg->arg.remap.to, msg->arg.remap.len);
-        } else if (log) {
-            mark_stale_locked(tracker, msg->arg.remap.from, msg->arg.remap.from + msg->arg.remap.len);
-            mark_stale_locked(tracker, msg->arg.remap.to, msg->arg.remap.to + msg->arg.remap.len);
         }
         break;
     case UFFD_EVENT_UNMAP:
+        mark_stale_locked(tracker, msg->arg.remove.start, msg->arg.remove.end);
         if (sync) {
             apply_unmap_locked(tracker, msg->arg.remove.start, msg->arg.remove.end);
-        } else if (log) {
-            mark_stale_locked(tracker, msg->arg.remove.start, msg->arg.remove.end);
         }
         break;
     default:
         break;
     }
+}
+
+/*
+ * Read and applied in one, under the lock: to read an event is to let its cause go on, and where the log is kept
+ * it matters on which side of the point that was. A guest that stands still has no unread event, as what waits for
+ * one cannot be stopped; so what is before the point has been applied before it.
+ */
+int snap_events_read(SnapSync *tracker, struct uffd_msg *ret_msg) {
+    snap_lock(&tracker->lock);
+    int result = snap_uffd_read(tracker->uffd, ret_msg);
+    if (result == 1 && ret_msg->event != UFFD_EVENT_PAGEFAULT) {
+        apply_locked(tracker, ret_msg);
+    }
     snap_unlock(&tracker->lock);
+    return result;
 }
 
 static bool readable(int fd) {
@@ -312,15 +325,14 @@ static bool readable(int fd) {
     return poll(&p, 1, 0) > 0 && (p.revents & POLLIN);
 }
 
-void snap_events_serve(SnapTracker *tracker) {
+void snap_events_serve(SnapSync *tracker) {
     struct uffd_msg msg;
     /* While an event is pending nobody here can wake a waiter, so unread faults stay unread until we read them. */
     for (int unread = snap_uffd_unread_faults(tracker->fdinfo); unread > 0; unread--) {
-        if (snap_uffd_read(tracker->uffd, &msg) != 1) {
+        if (snap_events_read(tracker, &msg) != 1) {
             break;
         }
         if (msg.event != UFFD_EVENT_PAGEFAULT) {
-            snap_events_apply(tracker, &msg);
             return;
         }
         snap_events_queue(tracker, &msg);
@@ -330,16 +342,11 @@ void snap_events_serve(SnapTracker *tracker) {
         return;
     }
     /* A thread that has queued its event but still runs does not show its call yet. */
-    for (int tries = 0; tries < EXPLAIN_TRIES && tracker->mode == SNAP_TRACK_SYNC && !rescue_discards(tracker);
+    for (int tries = 0; tries < EXPLAIN_TRIES && tracker->mode == SNAP_SYNC_SYNC && !rescue_discards(tracker);
          tries++) {
         usleep(STEP_US);
     }
-    if (snap_uffd_read(tracker->uffd, &msg) != 1) {
-        return;
-    }
-    if (msg.event == UFFD_EVENT_PAGEFAULT) {
+    if (snap_events_read(tracker, &msg) == 1 && msg.event == UFFD_EVENT_PAGEFAULT) {
         snap_events_queue(tracker, &msg);
-    } else {
-        snap_events_apply(tracker, &msg);
     }
 }

@@ -40,14 +40,14 @@ typedef struct {
 
 /* ---- capturing ------------------------------------------------------------------------------------------- */
 
-static void give_back(SnapTracker *tracker, const uint32_t *indices, int n) {
+static void give_back(SnapSync *tracker, const uint32_t *indices, int n) {
     for (int i = n - 1; i >= 0; i--) {
         snap_pool_give(tracker->pool, indices[i]);
     }
 }
 
 /* Copy up to BATCH_PAGES pages into fresh pre-images and link them to their chunks. */
-static int capture_batch(SnapTracker *tracker, SnapArea *area, uint64_t offset, uint64_t address, int n_pages) {
+static int capture_batch(SnapSync *tracker, SnapArea *area, uint64_t offset, uint64_t address, int n_pages) {
     uint64_t page_bytes = area->region->page_bytes;
     uint32_t indices[BATCH_PAGES];
     struct iovec parts[BATCH_PAGES];
@@ -79,12 +79,12 @@ static int capture_batch(SnapTracker *tracker, SnapArea *area, uint64_t offset, 
 }
 
 /* Whether the granule at @address is still protected: 1, 0 or -errno. */
-static int is_protected(const SnapTracker *tracker, uint64_t address) {
+static int is_protected(const SnapSync *tracker, uint64_t address) {
     return snap_pagemap_protected(tracker->pagemap, address, tracker->page_bytes);
 }
 
 /* Take back what was captured last of [offset, end): it is at the head of its chunks' lists. */
-static void give_up_capture_locked(SnapTracker *tracker, SnapArea *area, uint64_t offset, uint64_t end)
+static void give_up_capture_locked(SnapSync *tracker, SnapArea *area, uint64_t offset, uint64_t end)
     SNAP_REQUIRES(tracker->lock) {
     uint64_t page_bytes = area->region->page_bytes;
     for (uint64_t page = end / page_bytes; page-- > offset / page_bytes;) {
@@ -98,13 +98,15 @@ static void give_up_capture_locked(SnapTracker *tracker, SnapArea *area, uint64_
     }
 }
 
+/* Captured already, or not to be captured: the image before this one has it. */
 static bool is_claimed(const SnapArea *area, uint64_t offset) {
     uint64_t page = offset / area->region->page_bytes;
-    return area->chunks[page / SNAP_CHUNK_PAGES].claimed >> page % SNAP_CHUNK_PAGES & 1;
+    const SnapChunkState *chunk = &area->chunks[page / SNAP_CHUNK_PAGES];
+    return (chunk->claimed | ~chunk->dirty) >> page % SNAP_CHUNK_PAGES & 1;
 }
 
 /* Copy one granule that nobody has. -ENOBUFS: no room for it. */
-static int capture_granule_locked(SnapTracker *tracker, SnapArea *area, uint64_t offset, uint64_t address)
+static int capture_granule_locked(SnapSync *tracker, SnapArea *area, uint64_t offset, uint64_t address)
     SNAP_REQUIRES(tracker->lock) {
     uint64_t page_bytes = area->region->page_bytes, granule = area->region->granule_bytes;
     if (snap_pool_available(tracker->pool) < granule / page_bytes) {
@@ -121,9 +123,9 @@ static int capture_granule_locked(SnapTracker *tracker, SnapArea *area, uint64_t
     return 0;
 }
 
-int snap_faults_capture_locked(SnapTracker *tracker, uint32_t area_index, uint64_t offset, uint64_t end,
+int snap_faults_capture_locked(SnapSync *tracker, uint32_t area_index, uint64_t offset, uint64_t end,
                                uint64_t address) {
-    SnapArea *area = snap_tracker_area(tracker, area_index);
+    SnapArea *area = snap_sync_area(tracker, area_index);
     uint64_t granule = area->region->granule_bytes;
     for (; offset < end; offset += granule, address += granule) {
         if (is_claimed(area, offset)) {
@@ -151,7 +153,7 @@ typedef enum {
     ANSWER_AGAIN,   /* an event came between: serve it, then look again */
 } Answer;
 
-static Answer serve_off(SnapTracker *tracker, const Place *place) {
+static Answer serve_off(SnapSync *tracker, const Place *place) {
     (void)tracker;
     (void)place;
     return ANSWER_RELEASE;
@@ -161,36 +163,63 @@ static Answer serve_off(SnapTracker *tracker, const Place *place) {
  * Remembered before it is un-protected, but both under the lock: a round that collects between the two would
  * protect a page that is then un-protected and forgotten.
  */
-static Answer serve_log(SnapTracker *tracker, const Place *place) SNAP_REQUIRES(tracker->lock) {
-    const SnapArea *area = snap_tracker_area(tracker, place->area);
+static Answer serve_log(SnapSync *tracker, const Place *place) SNAP_REQUIRES(tracker->lock) {
+    const SnapArea *area = snap_sync_area(tracker, place->area);
     uint64_t page = place->offset / area->region->page_bytes;
     uint64_t last = (place->offset + place->length) / area->region->page_bytes - 1;
     for (uint64_t chunk = page / SNAP_CHUNK_PAGES; chunk <= last / SNAP_CHUNK_PAGES; chunk++) {
         bool whole = place->length > area->region->page_bytes;
-        snap_tracker_touch_locked(tracker, place->area, chunk,
-                                  whole ? snap_area_chunk_mask(area, chunk)
-                                        : UINT64_C(1) << page % SNAP_CHUNK_PAGES);
+        snap_sync_touch_locked(tracker, place->area, chunk,
+                               whole ? snap_area_chunk_mask(area, chunk) : UINT64_C(1) << page % SNAP_CHUNK_PAGES);
     }
     return ANSWER_RELEASE;
 }
 
-static Answer give_up_locked(SnapTracker *tracker, const Place *place, int code, int errnum, const char *what)
+static Answer give_up_locked(SnapSync *tracker, const Place *place, int code, int errnum, const char *what)
     SNAP_REQUIRES(tracker->lock) {
-    snap_tracker_fail_locked(
-        tracker, (SnapTrackFailure){
+    snap_sync_fail_locked(
+        tracker, (SnapSyncFailure){
                      .code = code, .errnum = errnum, .what = what, .area = place->area, .offset = place->offset});
     return ANSWER_RELEASE;
 }
 
-static Answer serve_sync(SnapTracker *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
-    SnapArea *area = snap_tracker_area(tracker, place->area);
+/*
+ * What the image before this one has is not captured, and nobody will look at it any more once it is written: so
+ * it is looked at now, for holes (holes.h). Return: 0, -EFAULT when it was punched out, or another -errno.
+ */
+static int check_unchanged(const SnapSync *tracker, const Place *place) {
+    const SnapArea *area = snap_sync_area(tracker, place->area);
+    uint64_t first = place->offset / area->region->page_bytes;
+    uint64_t end = (place->offset + place->length) / area->region->page_bytes;
+    for (uint64_t page = first; page < end && area->filled;) {
+        uint64_t chunk = page / SNAP_CHUNK_PAGES, next = MIN(end, (chunk + 1) * SNAP_CHUNK_PAGES);
+        uint64_t mask = UINT64_MAX << page % SNAP_CHUNK_PAGES;
+        mask &= next % SNAP_CHUNK_PAGES ? (UINT64_C(1) << next % SNAP_CHUNK_PAGES) - 1 : UINT64_MAX;
+        mask &= area->filled[chunk] & ~area->chunks[chunk].dirty & ~area->chunks[chunk].since;
+        uint64_t punched = 0;
+        int result = mask ? snap_holes_find(area, &tracker->reader, chunk, mask, &punched) : 0;
+        if (result < 0 || punched) {
+            return result < 0 ? result : -EFAULT;
+        }
+        page = next;
+    }
+    return 0;
+}
+
+static Answer serve_sync(SnapSync *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
+    SnapArea *area = snap_sync_area(tracker, place->area);
     uint64_t number = place->offset / area->chunk_bytes;
     SnapChunkState *chunk = &area->chunks[number];
+    if (check_unchanged(tracker, place) == -EFAULT) {
+        return give_up_locked(tracker, place, SNAP_ERROR_LOST, 0, "the guest discarded it (hole punching)");
+    }
+    snap_sync_note_locked(tracker, place->area, place->offset, place->offset + place->length);
     switch ((SnapChunkPhase)chunk->phase) {
     case SNAP_CHUNK_SWEEPING:
     case SNAP_CHUNK_CAPTURED:
         return ANSWER_NONE;
     case SNAP_CHUNK_RELEASED:
+    case SNAP_CHUNK_KEPT:
         return ANSWER_RELEASE;
     case SNAP_CHUNK_PROTECTED:
         break;
@@ -202,11 +231,11 @@ static Answer serve_sync(SnapTracker *tracker, Place *place) SNAP_REQUIRES(track
     switch (result) {
     case 0:
         place->fresh = true;
-        snap_tracker_heat_locked(tracker, place->area, number, false);
+        snap_sync_heat_locked(tracker, place->area, number, false);
         return ANSWER_RELEASE;
     case -ENOBUFS:
         if (tracker->at_cap == SNAP_AT_CAP_BLOCK) {
-            snap_tracker_heat_locked(tracker, place->area, number, true);
+            snap_sync_heat_locked(tracker, place->area, number, true);
             return ANSWER_NONE;
         }
         return give_up_locked(tracker, place, SNAP_ERROR_BUFFER_FULL, 0,
@@ -223,11 +252,11 @@ static Answer serve_sync(SnapTracker *tracker, Place *place) SNAP_REQUIRES(track
     }
 }
 
-static Answer serve_locked(SnapTracker *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
+static Answer serve_locked(SnapSync *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
     switch (tracker->mode) {
-    case SNAP_TRACK_LOG:
+    case SNAP_SYNC_LOG:
         return serve_log(tracker, place);
-    case SNAP_TRACK_SYNC:
+    case SNAP_SYNC_SYNC:
         return serve_sync(tracker, place);
     default:
         return serve_off(tracker, place);
@@ -237,10 +266,9 @@ static Answer serve_locked(SnapTracker *tracker, Place *place) SNAP_REQUIRES(tra
 /* ---- messages -------------------------------------------------------------------------------------------- */
 
 /* FALSE: no area is there; the place is just the page then. */
-static bool locate_locked(SnapTracker *tracker, uint64_t address, Place *ret_place) SNAP_REQUIRES(tracker->lock) {
+static bool locate_locked(SnapSync *tracker, uint64_t address, Place *ret_place) SNAP_REQUIRES(tracker->lock) {
     const SnapExtent *extent = snap_layout_find(&tracker->layout, address);
-    uint64_t granule =
-        extent ? snap_tracker_area(tracker, extent->area)->region->granule_bytes : tracker->page_bytes;
+    uint64_t granule = extent ? snap_sync_area(tracker, extent->area)->region->granule_bytes : tracker->page_bytes;
     address -= address % granule;
     *ret_place = (Place){.address = address, .length = granule};
     if (extent) {
@@ -257,11 +285,11 @@ static bool locate_locked(SnapTracker *tracker, uint64_t address, Place *ret_pla
  * before they begin until this thread reads their event. After an EAGAIN the page itself is looked at: if it is
  * still protected, it is in place.
  */
-static int release_locked(SnapTracker *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
+static int release_locked(SnapSync *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
     int result = snap_uffd_unprotect(tracker->uffd, place->address, place->length);
     bool gone = result == -ENOENT || result == -EINVAL;
     if (place->fresh && (gone || (result == -EAGAIN && is_protected(tracker, place->address) != 1))) {
-        give_up_capture_locked(tracker, snap_tracker_area(tracker, place->area), place->offset,
+        give_up_capture_locked(tracker, snap_sync_area(tracker, place->area), place->offset,
                                place->offset + place->length);
         if (gone) {
             give_up_locked(tracker, place, SNAP_ERROR_LOST, 0, "the guest unmapped it");
@@ -274,7 +302,7 @@ static int release_locked(SnapTracker *tracker, Place *place) SNAP_REQUIRES(trac
 }
 
 /* Serve a fault at @address. TRUE when it is done with, FALSE when an event has to be served first. */
-static bool serve_fault(SnapTracker *tracker, uint64_t address, uint64_t since_ns) {
+static bool serve_fault(SnapSync *tracker, uint64_t address, uint64_t since_ns) {
     Place place;
     snap_lock(&tracker->lock);
     Answer answer = ANSWER_RELEASE;
@@ -282,14 +310,14 @@ static bool serve_fault(SnapTracker *tracker, uint64_t address, uint64_t since_n
         answer = serve_locked(tracker, &place);
     }
     bool done = answer == ANSWER_NONE || (answer == ANSWER_RELEASE && release_locked(tracker, &place) != -EAGAIN);
-    if (done && answer == ANSWER_RELEASE && tracker->mode == SNAP_TRACK_SYNC) {
+    if (done && answer == ANSWER_RELEASE && tracker->mode == SNAP_SYNC_SYNC) {
         snap_histogram_add(&tracker->latency, snap_now_ns() - since_ns);
     }
     snap_unlock(&tracker->lock);
     return done;
 }
 
-static void serve_queued(SnapTracker *tracker) {
+static void serve_queued(SnapSync *tracker) {
     while (tracker->n_queued > 0 && !snap_uffd_event_pending(tracker->uffd)) {
         const struct uffd_msg *msg = &tracker->queued[tracker->first_queued];
         if (!serve_fault(tracker, msg->arg.pagefault.address, snap_now_ns())) {
@@ -301,7 +329,7 @@ static void serve_queued(SnapTracker *tracker) {
 }
 
 /* TRUE when something was there. */
-static bool serve_next(SnapTracker *tracker) {
+static bool serve_next(SnapSync *tracker) {
     if (snap_uffd_event_pending(tracker->uffd)) {
         snap_events_serve(tracker);
         return true;
@@ -311,13 +339,11 @@ static bool serve_next(SnapTracker *tracker) {
         return true;
     }
     struct uffd_msg msg;
-    if (snap_uffd_read(tracker->uffd, &msg) != 1) {
+    if (snap_events_read(tracker, &msg) != 1) {
         return false;
     }
-    if (msg.event != UFFD_EVENT_PAGEFAULT) {
-        /* It came after the question above. What it took away unsaved is no longer protected, and found so. */
-        snap_events_apply(tracker, &msg);
-    } else if (!serve_fault(tracker, msg.arg.pagefault.address, snap_now_ns())) {
+    /* An event here came after the question above. What it took away unsaved is not protected, and found so. */
+    if (msg.event == UFFD_EVENT_PAGEFAULT && !serve_fault(tracker, msg.arg.pagefault.address, snap_now_ns())) {
         snap_events_queue(tracker, &msg);
     }
     return true;
@@ -328,16 +354,17 @@ static bool serve_next(SnapTracker *tracker) {
  * where that is permitted. Not before: pre-arm is a race of the job thread against the guest's writes, and this
  * thread helps the guest.
  */
-static void go_first(const SnapTracker *tracker, bool *raised) {
-    if (!*raised && tracker->mode == SNAP_TRACK_SYNC) {
-        struct sched_param lowest = {.sched_priority = sched_get_priority_min(SCHED_RR)};
-        sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &lowest);
-        *raised = true;
+static void go_first(const SnapSync *tracker, bool *raised) {
+    bool sync = tracker->mode == SNAP_SYNC_SYNC;
+    if (*raised != sync) {
+        struct sched_param param = {.sched_priority = sync ? sched_get_priority_min(SCHED_RR) : 0};
+        sched_setscheduler(0, (sync ? SCHED_RR : SCHED_OTHER) | SCHED_RESET_ON_FORK, &param);
+        *raised = sync;
     }
 }
 
 gpointer snap_faults_run(gpointer data) {
-    SnapTracker *tracker = data;
+    SnapSync *tracker = data;
     prctl(PR_SET_NAME, "snap-faults");
     bool raised = false;
     struct pollfd fds[] = {

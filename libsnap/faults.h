@@ -1,11 +1,11 @@
 /*
- * The fault thread: serves the guest. See track.h for modes and rules.
+ * The fault thread: serves the guest. See track-sync.h for modes and rules.
  */
 #pragma once
 
-#include "track.h"
+#include "track-sync.h"
 
-/* The thread's body; @data: the SnapTracker. */
+/* The thread's body; @data: the SnapSync. */
 gpointer snap_faults_run(gpointer data);
 
 /*
@@ -13,5 +13,5 @@ gpointer snap_faults_run(gpointer data);
  * is mapped; the range is one extent. Return: 0; -ENOBUFS, the pool is full; -EFAULT, the pages are not there any
  * more; -ESRCH. On an error the granules before it are claimed and saved.
  */
-int snap_faults_capture_locked(SnapTracker *tracker, uint32_t area, uint64_t offset, uint64_t end,
-                               uint64_t address) SNAP_REQUIRES(tracker->lock);
+int snap_faults_capture_locked(SnapSync *tracker, uint32_t area, uint64_t offset, uint64_t end, uint64_t address)
+    SNAP_REQUIRES(tracker->lock);

@@ -12,14 +12,26 @@ SnapGuest *snap_guest_new(const char *driver, int pid, const SnapGuestOps *ops, 
     return guest;
 }
 
+void snap_guest_set_identity(SnapGuest *guest, const char *identity) {
+    g_free(guest->identity);
+    guest->identity = g_strdup(identity);
+}
+
+void snap_guest_drop_log(SnapGuest *guest) {
+    g_clear_pointer(&guest->log.tracker, snap_sync_free);
+    g_clear_pointer(&guest->log.image_id, g_free);
+}
+
 void snap_guest_free(SnapGuest *guest) {
     if (!guest) {
         return;
     }
+    snap_guest_drop_log(guest);
     if (guest->ops->free) {
         guest->ops->free(guest->opaque);
     }
     g_free(guest->driver);
+    g_free(guest->identity);
     g_free(guest);
 }
 

@@ -2,10 +2,24 @@
 #pragma once
 
 #include "libsnap.h"
+#include "track-sync.h"
+
+/* What lasts from one save to the next, where the log is kept. The save job's while one runs. */
+typedef struct {
+    SnapSync *tracker;     /* (nullable) in LOG */
+    char *image_id;        /* what it logs against */
+    uint64_t buffer_bytes; /* as it was made */
+} SnapGuestLog;
 
 struct SnapGuest {
     char *driver;
     int pid;
     const SnapGuestOps *ops;
     void *opaque;
+    char *identity; /* (nullable) */
+    SnapGuestLog log;
+    SnapTracker *tracker; /* (nullable) (borrow): it makes room for a snapshot */
 };
+
+/* Let go of the guest's memory. */
+void snap_guest_drop_log(SnapGuest *guest);

@@ -7,6 +7,7 @@
 #include "image-write.h"
 
 enum {
+    LOOK_BYTES = 1 << 10, /* read at once, on the stack */
     GLANCE_BYTES = 64, /* of a page, mostly enough to see that it is not zero: a cache line */
 };
 
@@ -14,16 +15,20 @@ static bool is_zero(const uint8_t *data, size_t length) {
     return data[0] == 0 && memcmp(data, data + 1, length - 1) == 0;
 }
 
-/* Return: 1 when the page is not zero, 0 when it is, or -errno. @buffer: of a page. */
-static int is_filled(const SnapArea *area, const SnapMemoryReader *reader, uint64_t offset, uint8_t *buffer) {
+/* Return: 1 when the page is not zero, 0 when it is, or -errno. */
+static int is_filled(const SnapArea *area, const SnapMemoryReader *reader, uint64_t offset) {
     const SnapRegion *region = area->region;
-    uint64_t address = region->host_address + offset;
-    int result = snap_memory_read(reader, region, offset, address, buffer, GLANCE_BYTES);
-    if (result == 0 && is_zero(buffer, GLANCE_BYTES)) {
-        result = snap_memory_read(reader, region, offset, address, buffer, region->page_bytes);
-        return result < 0 ? result : !is_zero(buffer, region->page_bytes);
+    uint8_t buffer[LOOK_BYTES];
+    size_t length = GLANCE_BYTES;
+    for (uint64_t at = 0; at < region->page_bytes;
+         at += length, length = MIN(LOOK_BYTES, region->page_bytes - at)) {
+        uint64_t address = region->host_address + offset + at;
+        int result = snap_memory_read(reader, region, offset + at, address, buffer, length);
+        if (result < 0 || !is_zero(buffer, length)) {
+            return result < 0 ? result : 1;
+        }
     }
-    return result < 0 ? result : 1;
+    return 0;
 }
 
 /*
@@ -61,17 +66,19 @@ int snap_holes_record_pages(SnapArea *area, const SnapMemoryReader *reader, uint
     if (!area->filled) {
         return 0;
     }
-    g_autofree uint8_t *buffer = g_malloc(area->region->page_bytes);
     mask &= snap_area_chunk_mask(area, chunk);
     uint64_t filled = glance(area, reader, chunk, mask);
     for (uint64_t rest = mask & ~filled; rest; rest &= rest - 1) {
         unsigned i = (unsigned)__builtin_ctzll(rest);
         uint64_t page = chunk * SNAP_CHUNK_PAGES + i;
-        int result = is_filled(area, reader, page * area->region->page_bytes, buffer);
+        int result = is_filled(area, reader, page * area->region->page_bytes);
         if (result < 0) {
             return result;
         }
         filled |= (uint64_t)result << i;
+        if (filled && area->region->granule_bytes >= area->chunk_bytes) {
+            break; /* a hole takes at least the whole chunk: one witness will do */
+        }
     }
     area->filled[chunk] = (area->filled[chunk] & ~mask) | filled;
     return 0;
@@ -104,6 +111,20 @@ int snap_holes_record_run(SnapArea *area, const SnapMemoryReader *reader, int pa
         at = stop;
     }
     return found;
+}
+
+int snap_holes_find(const SnapArea *area, const SnapMemoryReader *reader, uint64_t chunk, uint64_t mask,
+                    uint64_t *ret_punched) {
+    *ret_punched = 0;
+    for (uint64_t rest = mask & ~glance(area, reader, chunk, mask); rest; rest &= rest - 1) {
+        unsigned i = (unsigned)__builtin_ctzll(rest);
+        int result = is_filled(area, reader, (chunk * SNAP_CHUNK_PAGES + i) * area->region->page_bytes);
+        if (result < 0) {
+            return result;
+        }
+        *ret_punched |= (uint64_t)!result << i;
+    }
+    return 0;
 }
 
 bool snap_holes_check(const SnapArea *area, uint64_t offset, const uint8_t *data, size_t length) {

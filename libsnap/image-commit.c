@@ -14,6 +14,7 @@
 #include "image-file.h"
 
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 /* ---- state blobs ----------------------------------------------------------------------------------------- */
@@ -64,7 +65,7 @@ gboolean snap_image_writer_add_state(SnapImageWriter *writer, const SnapState *s
 
 static void start_sync(SnapImageWriter *writer, GPtrArray *syncs, int fd, const char *path,
                        SnapRegionFiles *files) {
-    SnapSync *sync = g_new0(SnapSync, 1);
+    SnapFsync *sync = g_new0(SnapFsync, 1);
     sync->request.op = SNAP_SINK_FSYNC;
     sync->request.fd = fd;
     sync->request.opaque = sync;
@@ -131,7 +132,12 @@ static gboolean commit(SnapImageWriter *writer, GError **error) {
 gboolean snap_image_writer_commit(SnapImageWriter *writer, int64_t created_us, const SnapStatistic *statistics,
                                   guint n_statistics, GError **error) {
     GError *failure = NULL;
-    writer->manifest->created = snap_manifest_format_time(created_us);
+    if (!writer->manifest->created)
+        writer->manifest->created = snap_manifest_format_time(created_us);
+    if (writer->parent_created && strcmp(writer->manifest->created, writer->parent_created) < 0) {
+        g_free(writer->manifest->created);
+        writer->manifest->created = g_strdup(writer->parent_created);
+    }
     for (guint i = 0; i < n_statistics; i++)
         snap_manifest_add_statistic(writer->manifest, statistics[i].name, statistics[i].value);
     writer->committed = commit(writer, &failure);

@@ -2,11 +2,10 @@
  * Deleting an image directory, complete or not. See snap_image_delete() in libsnap.h.
  *
  * First everything is looked at: anything that could not be a file of an image refuses the whole, before a byte
- * is gone. Then the manifest goes, for good (fsync), then the rest. What appears meanwhile keeps its directory
- * from being removed.
+ * is gone; and so does an image beside it that has it as its parent. Then the manifest goes, for good (fsync),
+ * then the rest. What appears meanwhile keeps its directory from being removed.
  */
-#include "libsnap.h"
-
+#include "chain.h"
 #include "image-file.h"
 
 #include <dirent.h>
@@ -121,7 +120,7 @@ static gboolean run(Delete *delete, GError **error) {
     return rmdir(delete->dir) == 0 || fail(delete, "", error);
 }
 
-gboolean snap_image_delete(const char *dir, GError **error) {
+gboolean snap_image_remove(const char *dir, GError **error) {
     g_autofree char *absolute = realpath(dir, NULL);
     int fd = absolute ? open(absolute, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (fd < 0) {
@@ -137,4 +136,49 @@ gboolean snap_image_delete(const char *dir, GError **error) {
     g_ptr_array_unref(delete.dirs);
     close(fd);
     return good;
+}
+
+/* TRUE when another image beside has the same content, and can be the parent in its place. */
+static gboolean is_there_twice(const GPtrArray *found, const char *id) {
+    for (guint i = 0; i < found->len; i++) {
+        const SnapListed *other = found->pdata[i];
+        if (!g_str_equal(other->manifest->id, id))
+            continue;
+        g_autoptr(SnapImage) image = snap_image_open(other->dir, NULL);
+        if (image)
+            return TRUE;
+    }
+    return FALSE;
+}
+
+/* Nothing beside @dir needs it. */
+static gboolean check_children(const char *dir, GError **error) {
+    g_autoptr(GError) problem = NULL;
+    g_autoptr(SnapManifest) manifest = snap_image_read_manifest(dir, &problem);
+    if (!manifest && problem->code == SNAP_ERROR_IO) {
+        g_propagate_error(error, g_steal_pointer(&problem));
+        return FALSE;
+    }
+    if (!manifest)
+        return TRUE; /* incomplete or damaged: nobody's parent */
+    g_autofree char *folder = g_path_get_dirname(dir);
+    g_autoptr(GPtrArray) found = snap_chain_list_folder(folder, dir);
+    for (guint i = 0; i < found->len; i++) {
+        const SnapListed *other = found->pdata[i];
+        if (g_strcmp0(other->manifest->parent_id, manifest->id) != 0)
+            continue;
+        if (is_there_twice(found, manifest->id))
+            return TRUE;
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
+                    "%s: %s is its child and needs it; delete that first, or merge it into an image of its own",
+                    dir, other->dir);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+gboolean snap_image_delete(const char *dir, GError **error) {
+    g_autofree char *absolute = realpath(dir, NULL);
+    gboolean is_dir = absolute && g_file_test(absolute, G_FILE_TEST_IS_DIR);
+    return (!is_dir || check_children(absolute, error)) && snap_image_remove(dir, error);
 }

@@ -113,6 +113,18 @@ int snap_image_dir_open_file(SnapImageDir *dir, const char *path, gboolean direc
     return open_file(dir, path, direct, 0, error);
 }
 
+gboolean snap_image_dir_link_file(SnapImageDir *dir, const char *from, const char *path, GError **error) {
+    if (linkat(AT_FDCWD, from, dir->fd, path, 0) != 0) {
+        if (errno != EPERM && errno != EOPNOTSUPP && errno != EMLINK)
+            return fail(dir, path, error);
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
+                    "%s: images cannot be merged in place here, the file system takes no hard links", from);
+        return FALSE;
+    }
+    g_ptr_array_add(dir->made_files, g_strdup(path));
+    return TRUE;
+}
+
 gboolean snap_image_dir_sync(SnapImageDir *dir, GError **error) {
     if (fsync(dir->ram_fd) != 0)
         return fail(dir, SNAP_DIR_RAM, error);

@@ -33,6 +33,9 @@ int snap_image_dir_create_file(SnapImageDir *dir, const char *path, gboolean dir
 /* A file that was made before. */
 int snap_image_dir_open_file(SnapImageDir *dir, const char *path, gboolean direct, GError **error);
 
+/* A file that is another's too: a hard link of @from, an absolute path. */
+gboolean snap_image_dir_link_file(SnapImageDir *dir, const char *from, const char *path, GError **error);
+
 /* fsync the directories that hold the files. */
 gboolean snap_image_dir_sync(SnapImageDir *dir, GError **error);
 

@@ -1,9 +1,9 @@
 /*
  * Verifying an image: everything is read. See snap_image_verify() in libsnap.h.
  *
- * Happy path: the checks of opening once more → for every chunk that has stored pages or data in the file: the
- * stored pages have the record's checksum, all others read as zeros. What has neither is jumped over, so an image
- * of much memory and few pages is verified as fast as it was written.
+ * Happy path, once an image of the chain: the checks of opening once more → for every chunk that has stored pages
+ * or data in the file: the stored pages have the record's checksum, all others read as zeros. What has neither is
+ * jumped over, so an image of much memory and few pages is verified as fast as it was written.
  *
  * A page that is recorded as zero or absent is usually a hole, but a copy of the image may have filled it with
  * zeros, and a file system may allocate more at once than a page: what counts is what it reads as.
@@ -16,7 +16,7 @@
 #include <errno.h>
 
 typedef struct {
-    const SnapImage *image;
+    const SnapImage *image; /* the one of the chain that is looked at now */
     SnapProgressFunc progress;
     void *opaque;
     uint64_t done_bytes;
@@ -31,18 +31,31 @@ static gboolean report(Verify *verify, uint64_t region_bytes, GError **error) {
     return FALSE;
 }
 
+/*
+ * Pages of a chunk that are known: all; of an image that is being merged into its child those that it has, since
+ * the others are being written, or are not there yet.
+ */
+static uint64_t known_pages(const Verify *verify, const SnapIndexHeader *header, uint64_t chunk,
+                            const SnapChunkRecord *record) {
+    return verify->image->manifest->folding_into
+               ? record->present
+               : snap_chunk_pages(header->region_bytes, header->page_bytes, chunk);
+}
+
 static gboolean check_chunk(Verify *verify, SnapOpenRegion *region, const SnapOpenFiles *files, uint64_t chunk,
                             const SnapChunkRecord *record, uint8_t *data, GError **error) {
     const SnapIndexHeader *header = &region->header;
-    uint64_t pages = snap_chunk_pages(header->region_bytes, header->page_bytes, chunk);
-    uint64_t n_bytes = (uint64_t)__builtin_popcountll(pages) * header->page_bytes;
     const char *wrong = snap_chunk_record_check(record, header, chunk);
     if (wrong)
         return snap_image_corrupt_chunk(verify->image, region->index_path, chunk, wrong, error);
+    uint64_t pages = known_pages(verify, header, chunk, record);
+    uint64_t stored = record->present & ~record->zero, others = pages & ~stored;
+    if (pages == 0)
+        return TRUE;
+    uint64_t n_bytes = (SNAP_CHUNK_PAGES - (uint64_t)__builtin_clzll(pages)) * header->page_bytes;
     int result = snap_file_read(files->data_fd, data, n_bytes, chunk * SNAP_CHUNK_PAGES * header->page_bytes);
     if (result < 0)
         return snap_image_fail(verify->image, region->data_path, -result, error);
-    uint64_t stored = record->present & ~record->zero, others = pages & ~stored;
     if (stored != 0 && snap_chunk_hash(data, header->page_bytes, stored) != record->xxh3)
         wrong = "its checksum is wrong";
     else if (snap_chunk_find_zero(data, header->page_bytes, others) != others)
@@ -107,14 +120,25 @@ static gboolean verify_region(Verify *verify, SnapOpenRegion *region, GError **e
     return good;
 }
 
-gboolean snap_image_verify(const SnapImage *image, SnapProgressFunc progress, void *opaque, GError **error) {
-    Verify verify = {.image = image, .progress = progress, .opaque = opaque};
-    for (guint i = 0; i < image->info.n_regions; i++)
-        verify.total_bytes += image->regions[i].header.region_bytes;
-    if (!snap_image_check_files(image, error))
+/* One image of the chain. */
+static gboolean verify_alone(Verify *verify, GError **error) {
+    if (!snap_image_check_files(verify->image, NULL, error))
         return FALSE;
-    for (guint i = 0; i < image->info.n_regions; i++) {
-        if (!verify_region(&verify, &image->regions[i], error))
+    for (guint i = 0; i < verify->image->info.n_regions; i++) {
+        if (!verify_region(verify, &verify->image->regions[i], error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
+gboolean snap_image_verify(const SnapImage *image, SnapProgressFunc progress, void *opaque, GError **error) {
+    Verify verify = {.progress = progress, .opaque = opaque};
+    for (const SnapImage *at = image; at; at = at->parent) {
+        for (guint i = 0; i < at->info.n_regions; i++)
+            verify.total_bytes += at->regions[i].header.region_bytes;
+    }
+    for (verify.image = image; verify.image; verify.image = verify.image->parent) {
+        if (!verify_alone(&verify, error))
             return FALSE;
     }
     return TRUE;

@@ -47,23 +47,34 @@ static void recycle(SnapImageWriter *writer, SnapChunk *chunk) {
     writer->n_free++;
 }
 
+SnapChunk *snap_image_writer_take(SnapImageWriter *writer) {
+    SnapChunk *chunk = writer->free;
+    writer->free = chunk->next;
+    writer->n_free--;
+    chunk->next = NULL;
+    return chunk;
+}
+
+void snap_image_writer_written(SnapImageWriter *writer, SnapBuffer *buffer) {
+    if (--buffer->chunk.writes_in_flight == 0)
+        recycle(writer, &buffer->chunk);
+}
+
 static void finish_request(SnapImageWriter *writer, SnapSinkRequest *request) {
     const char *path = NULL;
     writer->n_under_way--;
     if (request->op == SNAP_SINK_FSYNC) {
-        SnapSync *sync = request->opaque;
+        SnapFsync *sync = request->opaque;
         path = sync->path;
         if (sync->files)
             sync->files->busy--;
         else
             close(request->fd);
     } else {
-        SnapBuffer *buffer = request->opaque;
-        SnapRegionFiles *files = writer->regions->pdata[buffer->chunk.region];
+        SnapRegionFiles *files = ((SnapWrite *)request)->files;
         path = files->data_path;
         files->busy--;
-        if (--buffer->chunk.writes_in_flight == 0)
-            recycle(writer, &buffer->chunk);
+        snap_image_writer_written(writer, request->opaque);
     }
     if (request->result < 0) {
         GError *failure = NULL;
@@ -74,6 +85,8 @@ static void finish_request(SnapImageWriter *writer, SnapSinkRequest *request) {
 
 /* Take one finished request. FALSE: none within the time. */
 static gboolean reap(SnapImageWriter *writer, int timeout_ms) {
+    if (timeout_ms != 0)
+        snap_image_pack_close(writer);
     SnapSinkRequest *request = snap_sink_reap(writer->sink, timeout_ms);
     if (request)
         finish_request(writer, request);
@@ -198,6 +211,9 @@ void snap_image_writer_free(SnapImageWriter *writer) {
     g_hash_table_unref(writer->names);
     g_hash_table_unref(writer->state_names);
     g_array_unref(writer->ranges);
+    g_clear_pointer(&writer->parent_pages, g_hash_table_unref);
+    g_free(writer->parent_created);
+    g_free(writer->parent_guest);
     if (writer->area.data)
         munmap(writer->area.data, writer->area.buffer_bytes * writer->area.n_buffers);
     g_free(writer->buffers);
@@ -238,6 +254,8 @@ static const char *check_region(SnapImageWriter *writer, const SnapManifestRegio
     const char *wrong = snap_manifest_region_check(region);
     if (!wrong && region->page_bytes > writer->manifest->page_bytes)
         wrong = "its pages are larger than the writer's buffers";
+    if (!wrong)
+        wrong = snap_image_writer_check_parent(writer, region);
     if (!wrong && !add_range(writer->ranges, region->host_address, region->length_bytes))
         wrong = "it overlaps another region";
     return wrong;
@@ -272,6 +290,8 @@ guint snap_image_writer_free_buffers(SnapImageWriter *writer) {
 SnapChunk *snap_image_writer_get(SnapImageWriter *writer, int timeout_ms, GError **error) {
     gint64 deadline_us = g_get_monotonic_time() + (gint64)timeout_ms * G_TIME_SPAN_MILLISECOND;
     reap_finished(writer);
+    if (!writer->free)
+        snap_image_pack_close(writer);
     while (!writer->failure && !writer->free) {
         gint64 left_us = MAX(deadline_us - g_get_monotonic_time(), 0);
         int left_ms = timeout_ms < 0 ? -1 : (int)((left_us + 999) / 1000);
@@ -282,37 +302,51 @@ SnapChunk *snap_image_writer_get(SnapImageWriter *writer, int timeout_ms, GError
         snap_image_writer_refuse(writer, error);
         return NULL;
     }
-    SnapChunk *chunk = writer->free;
-    writer->free = chunk->next;
-    writer->n_free--;
-    chunk->next = NULL;
+    SnapChunk *chunk = snap_image_writer_take(writer);
     chunk->present = 0;
     return chunk;
 }
 
-/* One request a run of @stored pages. */
-static void submit_runs(SnapImageWriter *writer, SnapRegionFiles *files, SnapChunk *chunk, uint64_t stored) {
+void snap_image_writer_add_write(SnapImageWriter *writer, SnapBuffer *buffer, SnapRegionFiles *files,
+                                 const uint8_t *data, uint64_t offset, size_t length_bytes) {
+    SnapWrite *write = &buffer->writes[buffer->n_writes];
+    write->request = (SnapSinkRequest){
+        .op = SNAP_SINK_WRITE,
+        .fd = files->data_fd,
+        .data = data,
+        .offset = offset,
+        .length_bytes = length_bytes,
+        .opaque = buffer,
+    };
+    write->files = files;
+    if (buffer->n_writes > buffer->n_submitted)
+        write[-1].request.next = &write->request;
+    buffer->n_writes++;
+    buffer->chunk.writes_in_flight++;
+    files->busy++;
+    writer->n_under_way++;
+    writer->dir.bytes_written += length_bytes;
+}
+
+/* One write a run of @stored pages, from the chunk's own buffer, which comes back by itself. */
+static void write_runs(SnapImageWriter *writer, SnapRegionFiles *files, SnapChunk *chunk, uint64_t stored) {
     SnapBuffer *buffer = (SnapBuffer *)chunk;
     uint64_t page_bytes = files->header.page_bytes;
     unsigned first = 0, count = 0;
-    guint n = 0;
-    for (; snap_chunk_take_run(&stored, &first, &count); n++) {
-        buffer->writes[n] = (SnapSinkRequest){
-            .op = SNAP_SINK_WRITE,
-            .fd = files->data_fd,
-            .data = chunk->data + first * page_bytes,
-            .offset = (chunk->index * SNAP_CHUNK_PAGES + first) * page_bytes,
-            .length_bytes = count * page_bytes,
-            .opaque = buffer,
-        };
-        if (n > 0)
-            buffer->writes[n - 1].next = &buffer->writes[n];
-        writer->dir.bytes_written += count * page_bytes;
-    }
-    chunk->writes_in_flight = n;
-    files->busy += n;
-    writer->n_under_way += n;
-    snap_sink_submit(writer->sink, buffer->writes);
+    buffer->n_writes = buffer->n_submitted = 0;
+    chunk->writes_in_flight = 0;
+    while (snap_chunk_take_run(&stored, &first, &count))
+        snap_image_writer_add_write(writer, buffer, files, chunk->data + first * page_bytes,
+                                    (chunk->index * SNAP_CHUNK_PAGES + first) * page_bytes, count * page_bytes);
+    buffer->n_submitted = buffer->n_writes;
+    snap_sink_submit(writer->sink, &buffer->writes[0].request);
+}
+
+static void write_stored(SnapImageWriter *writer, SnapRegionFiles *files, SnapChunk *chunk, uint64_t stored) {
+    if (snap_image_pack_put(writer, files, chunk, stored))
+        recycle(writer, chunk);
+    else
+        write_runs(writer, files, chunk, stored);
 }
 
 /* Add the record of a chunk. @data: (nullable) where nothing is stored. */
@@ -323,17 +357,11 @@ static gboolean record(SnapImageWriter *writer, SnapRegionFiles *files, uint64_t
     g_assert((present & ~snap_chunk_pages(files->header.region_bytes, page_bytes, index)) == 0);
     if (present == 0)
         return TRUE; /* the hole that is there already */
-    SnapChunkRecord encoded = {
-        .present = present,
-        .zero = zero,
-        .offset = index * SNAP_CHUNK_PAGES * page_bytes,
-        .length_bytes = (uint32_t)((uint64_t)__builtin_popcountll(stored) * page_bytes),
-        .codec = SNAP_CODEC_RAW,
-        .xxh3 = snap_chunk_hash(data ? data : (const uint8_t *)"", page_bytes, stored),
-    };
+    uint64_t xxh3 = snap_chunk_hash(data ? data : (const uint8_t *)"", page_bytes, stored);
+    SnapChunkRecord made = snap_chunk_record_make(index, page_bytes, present, zero, xxh3);
     writer->zero_pages += (uint64_t)__builtin_popcountll(zero);
     return snap_image_writer_use(writer, files, error) &&
-           snap_region_files_record(files, &writer->dir, index, &encoded, error);
+           snap_region_files_record(files, &writer->dir, index, &made, error);
 }
 
 /* record(), after which the writer has failed if it did. */
@@ -361,7 +389,7 @@ gboolean snap_image_writer_put(SnapImageWriter *writer, SnapChunk *chunk, GError
     }
     uint64_t stored = chunk->present & ~chunk->zero;
     if (stored != 0)
-        submit_runs(writer, files, chunk, stored);
+        write_stored(writer, files, chunk, stored);
     else
         recycle(writer, chunk);
     return TRUE;
@@ -370,6 +398,10 @@ gboolean snap_image_writer_put(SnapImageWriter *writer, SnapChunk *chunk, GError
 gboolean snap_image_writer_put_zero(SnapImageWriter *writer, guint region, uint64_t index, uint64_t mask,
                                     GError **error) {
     return record_or_fail(writer, region, index, NULL, mask, mask, error);
+}
+
+const char *snap_image_writer_id(const SnapImageWriter *writer) {
+    return writer->manifest->id;
 }
 
 uint64_t snap_image_writer_bytes_written(const SnapImageWriter *writer) {

@@ -4,7 +4,9 @@
  * Used by one thread, the job's. Buffers belong to the writer: get one, fill it, put it; the write goes on in the
  * background and the buffer comes back by itself. What is on disk is an image only after commit.
  *
- *     new → add_region… → (get → fill → put)… → add_state… → commit      or, at any point, → abandon
+ *     new → [set_parent, set_guest] → add_region… → (get → fill → put)… → add_state… → commit
+ *
+ * or, at any point, → free.
  */
 #pragma once
 
@@ -34,6 +36,19 @@ typedef struct SnapChunk {
 SnapImageWriter *snap_image_writer_new(const char *dir, const char *driver, uint64_t page_bytes, guint n_buffers,
                                        GError **error);
 
+/*
+ * Make it the child of @parent (borrow; only during the call): pages that are not put are the parent's. Before the
+ * first put, at most once. Pages that the child must hide, though the parent has them, are put_zero().
+ * Errors: REFUSED, the parent is of another guest; USAGE, a region of the same name has pages of another size.
+ */
+gboolean snap_image_writer_set_parent(SnapImageWriter *writer, const SnapImage *parent, GError **error);
+
+/*
+ * Which guest it is: an opaque text that is the same for every image of one guest as long as it lives, and for no
+ * other (borrow). Before the first put, at most once. Errors: USAGE, not UTF-8; REFUSED, the parent has another.
+ */
+gboolean snap_image_writer_set_guest(SnapImageWriter *writer, const char *identity, GError **error);
+
 /* Regions are numbered from 0 in this order. (borrow) only its name, kind, addresses and sizes are used. */
 gboolean snap_image_writer_add_region(SnapImageWriter *writer, const SnapRegion *region, GError **error);
 
@@ -61,6 +76,8 @@ gboolean snap_image_writer_put_zero(SnapImageWriter *writer, guint region, uint6
 
 gboolean snap_image_writer_add_state(SnapImageWriter *writer, const SnapState *state, GError **error);
 
+/* The id of the image, (borrow) for the life of the writer. */
+const char *snap_image_writer_id(const SnapImageWriter *writer);
 uint64_t snap_image_writer_bytes_written(const SnapImageWriter *writer);
 uint64_t snap_image_writer_zero_pages(const SnapImageWriter *writer);
 
@@ -72,7 +89,8 @@ typedef struct {
 
 /*
  * Wait for all writes, fsync everything, write the manifest by fsync + rename, fsync the directories.
- * @created_us: the point in time, µs since the epoch. @statistics: (borrow).
+ * @created_us: the point in time, µs since the epoch; an image is never older than its parent, even if the clock
+ * was set back in between. @statistics: (borrow).
  * After it, only snap_image_writer_free() may be called.
  */
 gboolean snap_image_writer_commit(SnapImageWriter *writer, int64_t created_us, const SnapStatistic *statistics,

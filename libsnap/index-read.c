@@ -13,10 +13,11 @@ void snap_index_cursor_init(SnapIndexCursor *cursor, int fd, const SnapIndexHead
     cursor->fd = fd;
     cursor->header = header;
     cursor->first = cursor->n = 0;
+    cursor->most = SNAP_CURSOR_RECORDS;
 }
 
 static int load(SnapIndexCursor *cursor, uint64_t index) {
-    uint64_t n = MIN(cursor->header->n_chunks - index, SNAP_CURSOR_RECORDS);
+    uint64_t n = MIN(cursor->header->n_chunks - index, cursor->most);
     cursor->n = 0;
     int result =
         snap_file_read(cursor->fd, cursor->bytes, (size_t)(n * SNAP_INDEX_RECORD_BYTES), record_offset(index));
@@ -38,9 +39,10 @@ int snap_index_cursor_get(SnapIndexCursor *cursor, uint64_t index, SnapChunkReco
     return result;
 }
 
-/* Move *@index over a hole of the file, to the first record that has a byte in data. */
-static int skip_hole(SnapIndexCursor *cursor, uint64_t *index) {
+int snap_index_cursor_skip(SnapIndexCursor *cursor, uint64_t *index) {
     uint64_t start = 0;
+    if (is_loaded(cursor, *index))
+        return 0;
     int result = snap_file_seek_data(cursor->fd, record_offset(*index), &start);
     if (result < 0 && result != -ENXIO)
         return result;
@@ -52,8 +54,9 @@ static int skip_hole(SnapIndexCursor *cursor, uint64_t *index) {
 
 int snap_index_cursor_next(SnapIndexCursor *cursor, uint64_t *index, SnapChunkRecord *ret_record) {
     for (;; (*index)++) {
-        int result =
-            *index < cursor->header->n_chunks && !is_loaded(cursor, *index) ? skip_hole(cursor, index) : 0;
+        int result = *index < cursor->header->n_chunks && !is_loaded(cursor, *index)
+                         ? snap_index_cursor_skip(cursor, index)
+                         : 0;
         if (result < 0)
             return result;
         if (*index >= cursor->header->n_chunks)
@@ -66,7 +69,8 @@ int snap_index_cursor_next(SnapIndexCursor *cursor, uint64_t *index, SnapChunkRe
     }
 }
 
-int snap_index_check(int fd, const SnapIndexHeader *header, int64_t *ret_chunk, const char **ret_wrong) {
+int snap_index_check(int fd, const SnapIndexHeader *header, uint64_t *held, int64_t *ret_chunk,
+                     const char **ret_wrong) {
     uint8_t head[SNAP_INDEX_HEADER_BYTES];
     *ret_chunk = -1;
     int result = snap_file_read(fd, head, sizeof head, 0);
@@ -77,7 +81,7 @@ int snap_index_check(int fd, const SnapIndexHeader *header, int64_t *ret_chunk, 
     snap_index_cursor_init(&cursor, fd, header);
     for (uint64_t i = 0; i < header->n_chunks; i++) {
         /* Not _next(): a record without pages has to be checked for being empty. Only holes are known to be. */
-        if (!is_loaded(&cursor, i) && (result = skip_hole(&cursor, &i)) < 0)
+        if (!is_loaded(&cursor, i) && (result = snap_index_cursor_skip(&cursor, &i)) < 0)
             return result;
         if (i >= header->n_chunks)
             break;
@@ -87,6 +91,7 @@ int snap_index_check(int fd, const SnapIndexHeader *header, int64_t *ret_chunk, 
             *ret_chunk = (int64_t)i;
             return 0;
         }
+        *held += (uint64_t)__builtin_popcountll(record.present);
     }
     return 0;
 }

@@ -14,6 +14,7 @@ typedef struct {
     const SnapIndexHeader *header;
     uint64_t first; /* chunk of the first record in bytes */
     uint64_t n;
+    uint64_t most; /* records that are read at once; a reader that wants few says so */
     uint8_t bytes[SNAP_CURSOR_RECORDS * SNAP_INDEX_RECORD_BYTES];
 } SnapIndexCursor;
 
@@ -30,7 +31,14 @@ int snap_index_cursor_get(SnapIndexCursor *cursor, uint64_t index, SnapChunkReco
 int snap_index_cursor_next(SnapIndexCursor *cursor, uint64_t *index, SnapChunkRecord *ret_record);
 
 /*
- * Check the head and every record. 0, *@ret_wrong stays NULL or says what is wrong with which chunk (-1: the
- * head); or -errno.
+ * Move *@index over a hole of the file, to the first record that may have a page in it; n_chunks when there is
+ * none. 0 or -errno.
  */
-int snap_index_check(int fd, const SnapIndexHeader *header, int64_t *ret_chunk, const char **ret_wrong);
+int snap_index_cursor_skip(SnapIndexCursor *cursor, uint64_t *index);
+
+/*
+ * Check the head and every record. 0, *@ret_wrong stays NULL or says what is wrong with which chunk (-1: the
+ * head); or -errno. *@held goes up by the pages that are present.
+ */
+int snap_index_check(int fd, const SnapIndexHeader *header, uint64_t *held, int64_t *ret_chunk,
+                     const char **ret_wrong);

@@ -46,6 +46,16 @@ void snap_layout_add(SnapLayout *layout, uint32_t area, uint64_t offset, uint64_
     insert(layout, (SnapExtent){.address = address, .length = length, .offset = offset, .area = area});
 }
 
+void snap_layout_remove(SnapLayout *layout, uint32_t area) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < layout->n_extents; i++) {
+        if (layout->extents[i].area != area) {
+            layout->extents[kept++] = layout->extents[i];
+        }
+    }
+    layout->n_extents = kept;
+}
+
 const SnapExtent *snap_layout_find(const SnapLayout *layout, uint64_t address) {
     uint32_t at = first_behind(layout, address);
     if (at == layout->n_extents || layout->extents[at].address > address) {

@@ -29,6 +29,9 @@ void snap_layout_clear(SnapLayout *layout);
 /* Add the extent of a new area. The only function that allocates. */
 void snap_layout_add(SnapLayout *layout, uint32_t area, uint64_t offset, uint64_t address, uint64_t length);
 
+/* Forget where @area is. */
+void snap_layout_remove(SnapLayout *layout, uint32_t area);
+
 /* The extent that @address is in, or NULL. */
 const SnapExtent *snap_layout_find(const SnapLayout *layout, uint64_t address);
 

@@ -196,8 +196,147 @@ SnapGuest *snap_guest_new(const char *driver, int pid, const SnapGuestOps *ops, 
 /** snap_guest_free: NULL is allowed. No job may be using it. */
 void snap_guest_free(SnapGuest *guest);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapGuest, snap_guest_free)
+/**
+ * snap_guest_set_identity: what tells this guest from every other for as long as it lives; images carry it, and an
+ *   image is not made the child of another guest's. Without it only the kind of guest is compared.
+ * @identity: (borrow) UTF-8.
+ */
+void snap_guest_set_identity(SnapGuest *guest, const char *identity);
 /** snap_guest_pid: the process whose memory it is, never 0. Thread: any. */
 int snap_guest_pid(const SnapGuest *guest);
+
+/* ---- the dirty log --------------------------------------------------------------------------------------- */
+
+/* How writes are logged. The table of switches is in track.c. */
+typedef enum {
+    SNAP_TRACK_OFF,   /* not at all: nothing is registered */
+    SNAP_TRACK_ASYNC, /* by the kernel itself: a first write costs the guest under 1 µs (Linux 6.7) */
+    SNAP_TRACK_SYNC,  /* by a thread of ours that every first write waits for (Linux 5.19) */
+    SNAP_TRACK_MAX
+} SnapTrackMode;
+
+/** snap_track_mode_name: "off", "async" or "sync". Return: a static string; NULL when out of range. Thread: any. */
+const char *snap_track_mode_name(SnapTrackMode mode);
+
+/*
+ * The dirty log of one guest: which pages were written since they were last collected. Exact to the granule of the
+ * region: a page may be reported twice, and is never missed, but for what page tables cannot see:
+ * writers that do not write through the guest's own mapping (pwrite(2) or another mapping of the same file, devices,
+ * a hole punched into shared memory). Those have to be told: snap_tracker_mark_dirty().
+ */
+typedef struct SnapTracker SnapTracker;
+
+/**
+ * snap_tracker_new: the log of a guest, OFF at first. One at a time for one guest.
+ * @guest: (borrow) until snap_tracker_free().
+ * @region_glob: (nullable) (borrow) only regions whose name matches; read-only mappings are never in it. "" : none,
+ *   for a tracker that only serves watches.
+ * Return: (out) free with snap_tracker_free().
+ */
+SnapTracker *snap_tracker_new(SnapGuest *guest, const char *region_glob);
+
+/** snap_tracker_free: lets go of the guest's memory, whatever writes it meanwhile. Its watches are gone. NULL is
+ *   allowed. */
+void snap_tracker_free(SnapTracker *tracker);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapTracker, snap_tracker_free)
+
+/**
+ * snap_tracker_set_mode: switch. From OFF the log starts: nothing is dirty but what is written from now on. Between
+ *   SYNC and ASYNC everything stays known when the guest stands still; when it runs, all that was mapped is dirty
+ *   afterwards, as writes in the moment without protection cannot be known. Takes 10 to 30 ms a GiB of 4 KiB pages,
+ *   the guest waits for none of it but its own page faults.
+ * @stands: the caller has stopped everything that writes the guest's memory.
+ * Errors: NOT_SUPPORTED, this kernel has not got that mode, or not for such memory, by name; REFUSED, another
+ *   userfaultfd has a region, by name; GUEST_GONE; PERMISSION. The mode is OFF then.
+ * Thread: any.
+ */
+gboolean snap_tracker_set_mode(SnapTracker *tracker, SnapTrackMode mode, gboolean stands, GError **error);
+
+/** snap_tracker_mode: Thread: any. */
+SnapTrackMode snap_tracker_mode(SnapTracker *tracker);
+
+/* Bytes [offset, offset + length) of a region are dirty. Called in the thread that collects. */
+typedef void (*SnapDirtyFunc)(const SnapRegion *region, uint64_t offset_bytes, uint64_t length_bytes, void *opaque);
+
+/* What a collection found. */
+typedef struct {
+    uint64_t n_pages;     /* base pages reported */
+    uint64_t n_ranges;    /* in so many ranges */
+    uint64_t pages_total; /* base pages that are logged */
+    uint64_t scan_ns;     /* how long it took, with listing regions anew where mappings have changed */
+} SnapDirtyStats;
+
+/**
+ * snap_tracker_collect: report what was written since the last collection, and log on from there, page by page in
+ *   one step of the kernel. Read a page after the collection that reported it, and no write is missed. What has come
+ *   up since is dirty; what has gone is not reported.
+ * @func: may not call back into the tracker.
+ * @ret_stats: (nullable).
+ * Errors: USAGE, the mode is OFF; REFUSED, another userfaultfd has taken a region over; GUEST_GONE. What had been
+ *   reported until then is cleared, and the log is void: switch to OFF and begin again.
+ * Thread: any.
+ */
+gboolean snap_tracker_collect(SnapTracker *tracker, SnapDirtyFunc func, void *opaque, SnapDirtyStats *ret_stats,
+                              GError **error);
+
+/**
+ * snap_tracker_collect_bitmap: the same for one region, as bits.
+ * @region: (borrow) its name. @bitmap: bit i of word i / 64 is page i (base pages); bits are set, none is cleared.
+ * @n_words: its length; the region has no more than 64 times as many pages.
+ * Errors: as above; NOT_FOUND, there is no such region; USAGE, the bitmap is too short.
+ */
+gboolean snap_tracker_collect_bitmap(SnapTracker *tracker, const char *region, uint64_t *bitmap, gsize n_words,
+                                     GError **error);
+
+/**
+ * snap_tracker_mark_dirty: tell of a write that page tables do not see.
+ * @address, @length_bytes: in the guest's process; widened to whole pages. What is not logged is passed over.
+ * Thread: any.
+ */
+void snap_tracker_mark_dirty(SnapTracker *tracker, uint64_t address, uint64_t length_bytes);
+
+/*
+ * Write watch: the addresses in one range that were written since it was last reset; for emulators, captures of
+ * graphics memory, garbage collectors. Several watches and collections of one tracker may overlap: each has its own
+ * view, and none takes anything from another. While a snapshot of the guest is being taken, the kernel's log is not
+ * to be had, and watches report all of their range.
+ */
+typedef struct SnapWatch SnapWatch;
+
+/**
+ * snap_watch_new: watch a range of any mapping, from now on. The tracker is in ASYNC or SYNC.
+ * @address, @length_bytes: in the guest's process, mapped, whole pages (of hugetlb: whole huge pages).
+ * Errors: USAGE, the mode is OFF, or no whole pages; NOT_FOUND, a part is not mapped; REFUSED, another userfaultfd has
+ *   it; NOT_SUPPORTED, not for such memory in this mode.
+ * Return: (out) free with snap_watch_free(), before the tracker.
+ */
+SnapWatch *snap_watch_new(SnapTracker *tracker, uint64_t address, uint64_t length_bytes, GError **error);
+
+/** snap_watch_free: NULL is allowed. Thread: any. */
+void snap_watch_free(SnapWatch *watch);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapWatch, snap_watch_free)
+
+typedef enum {
+    SNAP_WATCH_PEEK,  /* leave it as it is */
+    SNAP_WATCH_RESET, /* what is returned is clean from then on, until it is written again: in one step */
+} SnapWatchGet;
+
+/**
+ * snap_watch_get: addresses written, ascending, one a granule.
+ * @start_address: where to look from, inside the watch; *@ret_next of the call before to go on.
+ * @ret_addresses: (out) up to @n_addresses of them. @ret_n: (out) how many.
+ * @ret_next: (out) where to go on; the end of the watch when all was looked at.
+ * @ret_granule_bytes: (out) (nullable) what one address stands for.
+ * Errors: REFUSED, a part of the range is no longer mapped, or no longer watched; it is then never called clean.
+ *   GUEST_GONE; USAGE.
+ * Thread: any, several at once.
+ */
+gboolean snap_watch_get(SnapWatch *watch, SnapWatchGet how, uint64_t start_address, uint64_t *ret_addresses,
+                        gsize n_addresses, gsize *ret_n, uint64_t *ret_next, uint64_t *ret_granule_bytes,
+                        GError **error);
+
+/** snap_watch_reset: call all of it clean. Errors: as above. Thread: any. */
+gboolean snap_watch_reset(SnapWatch *watch, GError **error);
 
 /* ---- the save job ---------------------------------------------------------------------------------------- */
 
@@ -209,6 +348,10 @@ typedef enum {
 
 typedef struct {
     const char *dir;              /* image directory; must not exist, or be empty */
+    const char *parent_dir;       /* (nullable) an image of the same guest: hold only what differs from it */
+    gboolean keep_log;            /* log what is written from the point in time on, until snap_guest_free(): the next
+                                     save with this image as its parent then knows what to look at. Costs the guest
+                                     a fault for the first write to each page after each point */
     const char *region_glob;      /* (nullable) save only regions whose name matches; * ? as in a shell */
     uint64_t buffer_bytes;        /* hard cap on pre-images and staging; 0 = 64 MiB */
     SnapAtCap at_cap;
@@ -229,7 +372,8 @@ typedef struct {
     SnapSavePhase phase;
     guint attempts;              /* how often it was started: a loss of guest memory starts it again */
     uint64_t pages_total;        /* base pages in the saved regions */
-    uint64_t pages_done;         /* of them: captured or known to be zero */
+    uint64_t pages_done;         /* of them: captured, known to be zero or unchanged */
+    uint64_t pages_unchanged;    /* the parent image has them */
     uint64_t pages_zero;
     uint64_t pages_by_sweep;
     uint64_t pages_by_fault;
@@ -281,7 +425,7 @@ typedef struct SnapImage SnapImage;
 /* One region as the image holds it. Borrowed from the SnapImage. */
 typedef struct {
     const char *name;
-    const char *raw_path;   /* absolute path of its .img, mappable as it is; NULL when compressed */
+    const char *raw_path;   /* absolute path of its .img, mappable as it is; NULL when the image has a parent */
     const char *memory;     /* snap_memory_name() of what it was */
     uint64_t guest_address; /* or SNAP_NO_ADDRESS */
     uint64_t host_address;
@@ -294,19 +438,26 @@ typedef struct {
 typedef struct {
     const char *dir;
     const char *id;
-    const char *parent_id; /* (nullable) */
+    const char *parent_id;  /* (nullable) */
+    const char *parent_dir; /* (nullable) where the parent was found */
+    guint n_parents;        /* how many images there are below it; 0: it is complete by itself */
     const char *driver;
-    const char *created;   /* ISO 8601, UTC: the point in time of the copy */
+    const char *guest;      /* (nullable) which guest it was; opaque */
+    const char *created;    /* ISO 8601, UTC: the point in time of the copy */
     uint64_t page_bytes;
+    uint64_t pages_held;    /* pages that are in this image itself, those of zeros included */
     guint n_regions;
     guint n_states;
 } SnapImageInfo;
 
 /**
- * snap_image_open: open an image directory and check its manifest, every file's presence and length, and the
- *   checksums of the small ones (.idx and state); page data is checked as it is read.
- * Errors: NOT_FOUND, no such directory; INCOMPLETE, it has no manifest; CORRUPT, what is wrong and in which
- *   file; NOT_SUPPORTED, a newer format.
+ * snap_image_open: open an image directory, and the images that it is a child of, and check manifests, every
+ *   file's presence and length, and the checksums of the small ones (.idx and state); page data is checked as it
+ *   is read. A parent is looked for where it was when the child was saved, and then beside the child.
+ *   While it is open, nothing else that respects it (snap_image_fold()) changes any of these images.
+ * Errors: NOT_FOUND, no such directory, or a parent is missing; INCOMPLETE, it or a parent has no manifest;
+ *   CORRUPT, what is wrong and in which file, or a parent that cannot be one: of another guest, newer than its
+ *   child, or in a circle; NOT_SUPPORTED, a newer format.
  * Return: (out) free with snap_image_free().
  */
 SnapImage *snap_image_open(const char *dir, GError **error);
@@ -331,7 +482,8 @@ uint64_t snap_image_statistic(const SnapImage *image, const char *name);
 GBytes *snap_image_state(const SnapImage *image, const char *name, GError **error);
 
 /**
- * snap_image_read: guest memory as it was; absent and zero pages read as zeros; checksums are verified.
+ * snap_image_read: guest memory as it was: pages that the image does not hold are its parent's, and zeros where
+ *   there is none or it does not have them either; checksums are verified.
  * @region: its index. @offset_bytes, @length_bytes: inside the region, multiples of its page size.
  * Errors: CORRUPT, naming region and chunk; IO. Thread: any, several at once.
  */
@@ -350,8 +502,8 @@ gboolean snap_image_next_data(const SnapImage *image, guint region, uint64_t fro
 typedef gboolean (*SnapProgressFunc)(uint64_t done_bytes, uint64_t total_bytes, void *opaque);
 
 /**
- * snap_image_verify: read everything and check it against its checksums, and that pages recorded as zero or
- *   absent are holes. @progress: (nullable) called in this thread.
+ * snap_image_verify: read everything, of its parents too, and check it against its checksums, and that pages
+ *   recorded as zero or absent are holes. @progress: (nullable) called in this thread.
  * Errors: CORRUPT with the first thing wrong; IO; CANCELLED.
  */
 gboolean snap_image_verify(const SnapImage *image, SnapProgressFunc progress, void *opaque, GError **error);
@@ -359,9 +511,55 @@ gboolean snap_image_verify(const SnapImage *image, SnapProgressFunc progress, vo
 /**
  * snap_image_delete: remove an image directory, complete or not; the manifest goes first, so that an interrupted
  *   delete leaves an incomplete image. Nothing but the files of an image is removed.
- * Errors: NOT_FOUND; REFUSED, something in it is not part of an image (nothing has been removed then); IO.
+ * Errors: NOT_FOUND; REFUSED, something in it is not part of an image, or an image beside it has it as its parent
+ *   and no other (nothing has been removed then); IO.
  */
 gboolean snap_image_delete(const char *dir, GError **error);
+
+/**
+ * snap_image_merge: write a full image that is equal to @image and its parents: the same id, time, state and
+ *   statistics, but no parent; children of @image accept it as theirs.
+ * @out: its directory; must not exist, or be empty. @progress: (nullable) called in this thread.
+ * Errors: those of reading; EXISTS; NO_SPACE; IO; CANCELLED. Nothing is left at @out then.
+ */
+gboolean snap_image_merge(const SnapImage *image, const char *out, SnapProgressFunc progress, void *opaque,
+                          GError **error);
+
+/* An image, or what looks like one, in a list. */
+typedef struct {
+    char *dir;
+    GError *problem;       /* (nullable) why it cannot be opened, or its parents cannot */
+    SnapImageInfo info;    /* of an image that can be opened by itself; otherwise info.id is NULL */
+    char *parent_dir;      /* (nullable) instead of the one in info */
+    uint64_t length_bytes; /* of its regions */
+} SnapImageEntry;
+
+/**
+ * snap_image_list: the images in a folder, oldest first, each opened once; or the one that @dir is itself. What is
+ *   damaged or incomplete comes last. Directories whose names start with a dot are left out.
+ * Errors: NOT_FOUND, PERMISSION: the folder cannot be read.
+ * Return: (out) of SnapImageEntry, g_ptr_array_unref() it.
+ */
+GPtrArray *snap_image_list(const char *dir, GError **error);
+
+/**
+ * snap_image_fold: merge the oldest image of a chain into its child, in time proportional to that one, without a
+ *   copy: after it @child_dir is complete by itself, with the same id and content, and @parent_dir is gone. At no
+ *   moment, not even after a kill or power cut, is another image than @parent_dir's unreadable; that one may stop
+ *   being an image by itself. An attempt that was interrupted, or failed, goes on with the next one, or with
+ *   snap_image_fold_recover().
+ * @parent_dir: an image without a parent. @child_dir: its only child, beside it.
+ * Errors: REFUSED, they are not that, or a data file of the parent has a second name (a hard link); TIMED_OUT,
+ *   somebody has the images open, or maps a data file, or merges in this folder: try again later; NOT_SUPPORTED, a
+ *   file system without hard links or RENAME_EXCHANGE; CORRUPT; IO; NO_SPACE.
+ */
+gboolean snap_image_fold(const char *parent_dir, const char *child_dir, GError **error);
+
+/**
+ * snap_image_fold_recover: finish or undo what interrupted snap_image_fold()s left in the folder @dir.
+ * Errors: those of snap_image_fold().
+ */
+gboolean snap_image_fold_recover(const char *dir, GError **error);
 
 /* ---- this machine ---------------------------------------------------------------------------------------- */
 

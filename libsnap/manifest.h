@@ -41,8 +41,11 @@ typedef struct {
 
 typedef struct {
     char *id;
-    char *parent_id; /* (nullable) */
+    char *parent_id;    /* (nullable) */
+    char *parent_path;  /* (nullable) a hint: where the parent is, from the image's directory */
+    char *folding_into; /* (nullable) id of the child that this image is being merged into */
     char *driver;
+    char *guest;   /* (nullable) which guest it was, opaque */
     char *created; /* ISO 8601, UTC, microseconds */
     uint64_t page_bytes;
     GPtrArray *regions;    /* of SnapManifestRegion */
@@ -67,6 +70,11 @@ char *snap_manifest_format_time(int64_t since_epoch_us);
 
 /* What cannot be a region of an image, for people; NULL when it can. */
 const char *snap_manifest_region_check(const SnapManifestRegion *region);
+
+/* FALSE, with CORRUPT: "manifest.json: ", and @format. */
+gboolean snap_manifest_corrupt(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
+/* Everything that a reader relies on. Errors: CORRUPT. */
+gboolean snap_manifest_check(const SnapManifest *manifest, GError **error);
 
 /* The text of a complete manifest. */
 char *snap_manifest_encode(const SnapManifest *manifest, size_t *ret_length_bytes);

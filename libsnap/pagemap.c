@@ -17,27 +17,49 @@ int snap_pagemap_open(int pid) {
     return fd < 0 ? -errno : fd;
 }
 
+enum {
+    /*
+     * The kernel's own buffer has room for what one page table maps, 512 and more. Given more, it goes on when
+     * that is full, but walk_end stays where it was full first: whoever continues there sees pages again that are
+     * written meanwhile, out of order.
+     */
+    RUNS_MAX = 512,
+};
+
+int snap_pagemap_scan(SnapScan *scan, struct page_region *ret_runs, unsigned n_runs) {
+    struct pm_scan_arg arg = {
+        .size = sizeof arg,
+        .flags = scan->flags,
+        .start = scan->next,
+        .end = scan->end,
+        .vec = (uintptr_t)ret_runs,
+        .vec_len = n_runs < RUNS_MAX ? n_runs : RUNS_MAX,
+        .max_pages = scan->max_pages,
+        .category_mask = scan->filter.all | scan->filter.none,
+        .category_inverted = scan->filter.none,
+        .category_anyof_mask = scan->filter.any,
+        .return_mask = scan->filter.report,
+    };
+    int n = ioctl(scan->fd, PAGEMAP_SCAN, &arg);
+    if (n < 0) {
+        return -errno;
+    }
+    if (n == 0 && arg.walk_end <= scan->next) {
+        return -EIO; /* the kernel stays where it is when asked to protect a part of a huge page of hugetlb */
+    }
+    scan->next = arg.walk_end;
+    return n;
+}
+
 int snap_pagemap_step(SnapScan *scan, struct page_region *ret_runs, unsigned n_runs) {
     unsigned found = 0;
     /* A full vector ends a scan early; so does nothing else we ask for, but walk_end is what counts. */
     while (found < n_runs && scan->next < scan->end) {
-        struct pm_scan_arg arg = {
-            .size = sizeof arg,
-            .start = scan->next,
-            .end = scan->end,
-            .vec = (uintptr_t)(ret_runs + found),
-            .vec_len = n_runs - found,
-            .category_mask = scan->filter.all | scan->filter.none,
-            .category_inverted = scan->filter.none,
-            .category_anyof_mask = scan->filter.any,
-            .return_mask = scan->filter.report,
-        };
-        int n = ioctl(scan->fd, PAGEMAP_SCAN, &arg);
+        int n = snap_pagemap_scan(scan, ret_runs + found, n_runs - found);
         if (n < 0) {
-            return -errno;
+            return n;
         }
         found += (unsigned)n;
-        scan->next = arg.walk_end;
     }
     return (int)found;
 }

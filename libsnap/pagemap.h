@@ -28,7 +28,17 @@ typedef struct {
     SnapScanFilter filter;
     uint64_t next; /* where the next step looks */
     uint64_t end;
+    uint64_t flags;     /* PM_SCAN_*, 0: look only */
+    uint64_t max_pages; /* of one snap_pagemap_scan(); 0: any number */
 } SnapScan;
+
+/*
+ * One PAGEMAP_SCAN. Return: how many runs, or -errno; scan->next is how far it came, less than scan->end when
+ * @ret_runs is full, max_pages are reached, or for no reason. With PM_SCAN_WP_MATCHING what matched is protected
+ * in the same step; @ret_runs may be NULL then. -EPERM: PM_SCAN_CHECK_WPASYNC, and a mapping of the range is not
+ * registered in async mode.
+ */
+int snap_pagemap_scan(SnapScan *scan, struct page_region *ret_runs, unsigned n_runs);
 
 /*
  * Up to @n_runs runs of matching pages, in order of address. Return: how many; fewer than @n_runs (0 included)

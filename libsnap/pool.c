@@ -64,6 +64,10 @@ uint32_t snap_pool_peak(const SnapPool *pool) {
     return pool->n_pages - pool->fewest_available;
 }
 
+void snap_pool_restart(SnapPool *pool) {
+    pool->fewest_available = pool->available;
+}
+
 uint32_t snap_pool_take(SnapPool *pool, uint64_t page) {
     uint32_t index = pool->first_free;
     if (index != SNAP_POOL_NONE) {

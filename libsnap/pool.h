@@ -1,9 +1,9 @@
 /*
  * Pool: preallocated page buffers for pre-images, with a hard cap.
  *
- * One anonymous mapping, and a stack of free indices (last out, first in: what is warm is used again). The first 64 MiB
- * are resident from the start, more as it is used. Taking and giving allocate nothing and never fail for another reason than the cap.
- * Not thread safe: the tracker's lock covers it.
+ * One anonymous mapping, and a stack of free indices (last out, first in: what is warm is used again). The first
+ * 64 MiB are resident from the start, more as it is used. Taking and giving allocate nothing and never fail for
+ * another reason than the cap. Not thread safe: the tracker's lock covers it.
  */
 #pragma once
 
@@ -22,6 +22,9 @@ void snap_pool_free(SnapPool *pool);
 uint32_t snap_pool_available(const SnapPool *pool);
 /* The most that was ever taken at once. */
 uint32_t snap_pool_peak(const SnapPool *pool);
+
+/* Count the peak from now on. */
+void snap_pool_restart(SnapPool *pool);
 
 /* A buffer, SNAP_POOL_NONE when there is none. @page: what it will hold, kept for the taker. */
 uint32_t snap_pool_take(SnapPool *pool, uint64_t page);

@@ -7,10 +7,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-static uint64_t record_offset(uint64_t index) {
-    return SNAP_INDEX_HEADER_BYTES + index * SNAP_INDEX_RECORD_BYTES;
-}
-
 void snap_region_files_init(SnapRegionFiles *files, const SnapManifestRegion *region) {
     *files = (SnapRegionFiles){.data_fd = -1, .index_fd = -1};
     files->header.page_bytes = region->page_bytes;
@@ -47,7 +43,6 @@ static gboolean fail(const SnapImageDir *dir, const char *path, int errnum, GErr
 
 /* Both files at their full length: what is not written later is a hole. */
 static gboolean make(SnapRegionFiles *files, SnapImageDir *dir, GError **error) {
-    uint8_t head[SNAP_INDEX_HEADER_BYTES];
     files->data_fd = snap_image_dir_create_file(dir, files->data_path, TRUE, error);
     if (files->data_fd < 0)
         return FALSE;
@@ -56,10 +51,7 @@ static gboolean make(SnapRegionFiles *files, SnapImageDir *dir, GError **error) 
     files->index_fd = snap_image_dir_create_file(dir, files->index_path, FALSE, error);
     if (files->index_fd < 0)
         return FALSE;
-    if (ftruncate(files->index_fd, (off_t)record_offset(files->header.n_chunks)) != 0)
-        return fail(dir, files->index_path, errno, error);
-    snap_index_header_encode(&files->header, head);
-    int result = snap_file_write(files->index_fd, head, sizeof head, 0);
+    int result = snap_index_begin(files->index_fd, &files->header);
     files->made = result == 0;
     return result == 0 || fail(dir, files->index_path, -result, error);
 }
@@ -84,10 +76,7 @@ gboolean snap_region_files_open(SnapRegionFiles *files, SnapImageDir *dir, GErro
 }
 
 static gboolean flush(SnapRegionFiles *files, SnapImageDir *dir, GError **error) {
-    SnapRecordBatch *batch = files->batch;
-    int result = snap_file_write(files->index_fd, batch->bytes, (size_t)batch->n * SNAP_INDEX_RECORD_BYTES,
-                                 record_offset(batch->first));
-    batch->n = 0;
+    int result = snap_index_flush(files->index_fd, files->batch);
     return result == 0 || fail(dir, files->index_path, -result, error);
 }
 
@@ -105,14 +94,8 @@ gboolean snap_region_files_close(SnapRegionFiles *files, SnapImageDir *dir, GErr
 
 gboolean snap_region_files_record(SnapRegionFiles *files, SnapImageDir *dir, uint64_t index,
                                   const SnapChunkRecord *record, GError **error) {
-    SnapRecordBatch *batch = files->batch;
-    gboolean follows = batch->n < SNAP_RECORD_BATCH && index == batch->first + batch->n;
-    if (batch->n > 0 && !follows && !flush(files, dir, error))
-        return FALSE;
-    if (batch->n == 0)
-        batch->first = index;
-    snap_chunk_record_encode(record, batch->bytes + (size_t)batch->n++ * SNAP_INDEX_RECORD_BYTES);
-    return TRUE;
+    int result = snap_index_put(files->index_fd, files->batch, index, record);
+    return result == 0 || fail(dir, files->index_path, -result, error);
 }
 
 gboolean snap_region_files_finish(SnapRegionFiles *files, SnapImageDir *dir, SnapManifest *manifest,

@@ -11,15 +11,8 @@
 
 #include "chunk.h"
 #include "image-dir.h"
+#include "index-write.h"
 #include "manifest.h"
-
-#define SNAP_RECORD_BATCH 64u
-
-typedef struct {
-    uint64_t first; /* chunk of the first record in bytes */
-    guint n;
-    uint8_t bytes[SNAP_RECORD_BATCH * SNAP_INDEX_RECORD_BYTES];
-} SnapRecordBatch;
 
 typedef struct {
     SnapIndexHeader header;

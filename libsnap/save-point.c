@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum {
     PREARM_ROUNDS_MAX = 12,
@@ -114,7 +115,43 @@ static gboolean take_region(SnapSave *save, SnapRegion *region, bool stands, GEr
             take_copy(save, region);
             return TRUE;
         }
-        return snap_tracker_add(save->tracker, region, stands, error);
+        return snap_sync_add(save->tracker, region, stands, error);
+    }
+}
+
+static bool is_same_file(const SnapRegion *a, const SnapRegion *b) {
+    struct stat x, y;
+    if (a->fd < 0 || b->fd < 0) {
+        return a->fd < 0 && b->fd < 0;
+    }
+    return fstat(a->fd, &x) == 0 && fstat(b->fd, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino &&
+           a->fd_offset == b->fd_offset;
+}
+
+/* Whether @now can be @known as it is now: shorter, or as long. */
+static bool is_left_of(const SnapRegion *known, const SnapRegion *now) {
+    return now->host_address == known->host_address && now->memory == known->memory &&
+           now->granule_bytes == known->granule_bytes && now->length_bytes <= known->length_bytes &&
+           is_same_file(known, now);
+}
+
+/* What the kept tracker has already is taken out of @regions; what it has in vain is dropped from it. */
+static void match_kept(SnapSave *save, GPtrArray *regions) {
+    g_autoptr(GHashTable) now = g_hash_table_new(g_str_hash, g_str_equal);
+    for (guint i = 0; i < regions->len; i++) {
+        SnapRegion *region = g_ptr_array_index(regions, i);
+        g_hash_table_insert(now, region->name, region);
+    }
+    for (guint i = 0; i < save->tracker->areas->len; i++) {
+        SnapArea *area = snap_sync_area(save->tracker, i);
+        SnapRegion *region = g_hash_table_lookup(now, area->region->name);
+        if (area->dropped || !region || !is_left_of(area->region, region)) {
+            snap_sync_drop(save->tracker, i);
+        } else {
+            snap_area_shrink(area, region->length_bytes);
+            g_hash_table_remove(now, region->name);
+            g_ptr_array_remove(regions, region); /* frees it */
+        }
     }
 }
 
@@ -131,31 +168,45 @@ static gboolean take_regions(SnapSave *save, GPtrArray *regions, GError **error)
 
 /* ---- up to the point ------------------------------------------------------------------------------------- */
 
-static gboolean prepare(SnapSave *save, GError **error) {
-    g_autoptr(GPtrArray) regions = list_regions(save, FALSE, error);
-    uint32_t pool_pages;
-    if (!regions || !divide_buffer(save, regions, &save->n_staging, &pool_pages, error)) {
-        return FALSE;
-    }
-    g_ptr_array_sort(regions, by_length);
+static gboolean open_writer(SnapSave *save, const GPtrArray *regions, GError **error) {
     uint64_t page_bytes = 0;
     for (guint i = 0; i < regions->len; i++) {
         page_bytes = MAX(page_bytes, ((SnapRegion *)g_ptr_array_index(regions, i))->page_bytes);
     }
     save->writer = snap_image_writer_new(save->dir, save->guest->driver, page_bytes, save->n_staging, error);
-    if (!save->writer) {
-        return FALSE;
-    }
     save->fewest_free = save->n_staging;
+    return save->writer &&
+           (!save->guest->identity || snap_image_writer_set_guest(save->writer, save->guest->identity, error)) &&
+           (!save->parent || snap_image_writer_set_parent(save->writer, save->parent, error));
+}
+
+static gboolean open_tracker(SnapSave *save, uint32_t pool_pages, GError **error) {
     int uffd = save->guest->ops->open_uffd(save->guest->opaque, error);
     if (uffd < 0) {
         return FALSE;
     }
-    save->tracker = snap_tracker_new(snap_guest_pid(save->guest), uffd, pool_pages, save->options.at_cap, error);
+    save->tracker = snap_sync_new(snap_guest_pid(save->guest), uffd, pool_pages, save->options.at_cap, error);
     if (!save->tracker) {
         return FALSE;
     }
-    snap_tracker_start(save->tracker);
+    snap_sync_start(save->tracker);
+    return TRUE;
+}
+
+static gboolean prepare(SnapSave *save, GError **error) {
+    g_autoptr(GPtrArray) regions = list_regions(save, FALSE, error);
+    uint32_t pool_pages;
+    if (!regions || !divide_buffer(save, regions, &save->n_staging, &pool_pages, error) ||
+        !snap_save_open_parent(save, error) || !open_writer(save, regions, error)) {
+        return FALSE;
+    }
+    if (snap_save_take_log(save)) {
+        match_kept(save, regions);
+    } else if (!open_tracker(save, pool_pages, error)) {
+        return FALSE;
+    }
+    save->tracker->keep = save->options.keep_log; /* the fault thread looks at it in SYNC only */
+    g_ptr_array_sort(regions, by_length);
     return take_regions(save, regions, error);
 }
 
@@ -163,7 +214,7 @@ static gboolean prepare(SnapSave *save, GError **error) {
 static gboolean prearm(SnapSave *save, GError **error) {
     uint64_t pages = UINT64_MAX;
     for (int i = 0; i < PREARM_ROUNDS_MAX && pages > PREARM_FEW_PAGES; i++) {
-        if (!snap_save_go_on(save, error) || !snap_tracker_round(save->tracker, &pages, error)) {
+        if (!snap_save_go_on(save, error) || !snap_sync_round(save->tracker, &pages, error)) {
             return FALSE;
         }
     }
@@ -174,21 +225,21 @@ static gboolean prearm(SnapSave *save, GError **error) {
 
 /* @known as it is now: shorter, or gone. TRUE when it is not there at all. */
 static bool shrink_to(SnapRegion *known, const SnapRegion *now) {
-    if (!now || now->host_address != known->host_address || now->memory != known->memory) {
+    if (!now || !is_left_of(known, now)) {
         return true;
     }
-    known->length_bytes = MIN(known->length_bytes, now->length_bytes);
+    known->length_bytes = now->length_bytes;
     return false;
 }
 
 static void reconcile_tracked(SnapSave *save, GHashTable *now, GHashTable *taken) {
     for (guint i = 0; i < save->tracker->areas->len; i++) {
-        SnapArea *area = snap_tracker_area(save->tracker, i);
+        SnapArea *area = snap_sync_area(save->tracker, i);
         const SnapRegion *region = g_hash_table_lookup(now, area->region->name);
-        area->dropped = area->dropped || shrink_to(area->region, region);
-        area->n_chunks =
-            MIN(area->n_chunks, (area->region->length_bytes + area->chunk_bytes - 1) / area->chunk_bytes);
-        if (!area->dropped) {
+        if (area->dropped || !region || !is_left_of(area->region, region)) {
+            snap_sync_drop(save->tracker, i);
+        } else {
+            snap_area_shrink(area, region->length_bytes);
             g_hash_table_add(taken, area->region->name);
         }
     }
@@ -274,7 +325,7 @@ static gboolean stop_and_take(SnapSave *save, GError **error) {
         !guest->ops->pause(guest->opaque, SNAP_PAUSE_STOP, error)) {
         return FALSE;
     }
-    if (!reconcile(save, error) || !snap_tracker_point(save->tracker, error) || !copy_regions(save, error)) {
+    if (!reconcile(save, error) || !snap_sync_point(save->tracker, error) || !copy_regions(save, error)) {
         return FALSE;
     }
     save->created_us = g_get_real_time();

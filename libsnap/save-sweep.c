@@ -17,7 +17,7 @@ static gboolean add_regions(SnapSave *save, GError **error) {
     uint64_t pages = 0;
     g_array_set_size(save->numbers, 0);
     for (guint i = 0; i < save->tracker->areas->len; i++) {
-        const SnapArea *area = snap_tracker_area(save->tracker, i);
+        const SnapArea *area = snap_sync_area(save->tracker, i);
         guint at = area->dropped ? G_MAXUINT : number;
         g_array_append_val(save->numbers, at);
         if (area->dropped) {
@@ -88,8 +88,13 @@ static SnapChunk *get_buffer(SnapSave *save, GError **error) {
     }
 }
 
-static gboolean put_buffer(SnapSave *save, SnapChunk *chunk, guint number, GError **error) {
+/* @known: chunk->present is what has changed; otherwise it is compared with the parent's. */
+static gboolean put_buffer(SnapSave *save, SnapChunk *chunk, const SnapRegion *region, guint number, bool known,
+                           GError **error) {
     chunk->region = number;
+    if (!known && !snap_save_drop_known(save, region, chunk, error)) {
+        return FALSE;
+    }
     uint64_t before = snap_image_writer_bytes_written(save->writer);
     uint64_t pages = (uint64_t)__builtin_popcountll(chunk->present);
     if (!snap_image_writer_put(save->writer, chunk, error)) {
@@ -115,8 +120,10 @@ static gboolean sweep_unit(SnapSave *save, uint32_t area, uint64_t chunk, GError
     if (!snap_save_go_on(save, error) || !snap_sweep_capture(save->tracker, unit, buffers, error)) {
         return FALSE;
     }
+    const SnapArea *from = snap_sync_area(save->tracker, area);
     for (uint32_t i = 0; i < unit.n_chunks; i++) {
-        if (!put_buffer(save, buffers[i], g_array_index(save->numbers, guint, area), error)) {
+        if (!put_buffer(save, buffers[i], from->region, g_array_index(save->numbers, guint, area), from->logged,
+                        error)) {
             return FALSE;
         }
     }
@@ -134,25 +141,51 @@ static gboolean sweep_hot(SnapSave *save, GError **error) {
     return TRUE;
 }
 
-static gboolean sweep_area(SnapSave *save, uint32_t number, GError **error) {
-    const SnapArea *area = snap_tracker_area(save->tracker, number);
-    uint64_t armed_pages = 0;
-    for (guint r = 0; r < area->armed->len && !area->dropped; r++) {
-        SnapRun run = g_array_index(area->armed, SnapRun, r);
-        for (uint64_t chunk = run.first; chunk < MIN(run.end, area->n_chunks); chunk++) {
-            if (!sweep_hot(save, error) || !sweep_unit(save, number, chunk, error)) {
-                return FALSE;
-            }
-            armed_pages += (uint64_t)__builtin_popcountll(snap_area_chunk_mask(area, chunk));
+/* Chunks [run) of an area; what the log calls unchanged is counted, but not looked at. */
+static gboolean sweep_run(SnapSave *save, uint32_t number, SnapRun run, GError **error) {
+    const SnapArea *area = snap_sync_area(save->tracker, number);
+    uint64_t unchanged = 0;
+    for (uint64_t chunk = run.first; chunk < MIN(run.end, area->n_chunks); chunk++) {
+        uint64_t dirty = area->chunks[chunk].dirty;
+        unchanged += (uint64_t)__builtin_popcountll(snap_area_chunk_mask(area, chunk) & ~dirty);
+        if (!sweep_hot(save, error) || (dirty && !sweep_unit(save, number, chunk, error)) ||
+            !snap_sweep_check_holes(save->tracker, number, chunk, error)) {
+            return FALSE;
         }
     }
-    /* What was never armed held nothing at the point. */
-    if (!area->dropped) {
-        uint64_t empty = area->region->length_bytes / area->region->page_bytes - armed_pages;
+    snap_save_count_unchanged(save, unchanged);
+    return TRUE;
+}
+
+/* What was never armed held nothing at the point; nor at the one before, where the log tells. */
+static gboolean pass_gaps(SnapSave *save, uint32_t number, GError **error) {
+    const SnapArea *area = snap_sync_area(save->tracker, number);
+    SnapRun gap = {0, 0};
+    while (snap_area_next_gap(area, gap.end, &gap)) {
+        uint64_t start, end;
+        snap_area_bytes(area, gap, &start, &end);
+        uint64_t empty = (end - start) / area->region->page_bytes;
         save->empty_pages += empty;
         snap_save_count(save, empty, false);
+        if (!area->logged &&
+            !snap_save_hide(save, area->region, g_array_index(save->numbers, guint, number), start, end, error)) {
+            return FALSE;
+        }
     }
     return TRUE;
+}
+
+static gboolean sweep_area(SnapSave *save, uint32_t number, GError **error) {
+    const SnapArea *area = snap_sync_area(save->tracker, number);
+    if (area->dropped) {
+        return TRUE;
+    }
+    for (guint r = 0; r < area->armed->len; r++) {
+        if (!sweep_run(save, number, g_array_index(area->armed, SnapRun, r), error)) {
+            return FALSE;
+        }
+    }
+    return pass_gaps(save, number, error);
 }
 
 /*
@@ -193,7 +226,8 @@ static gboolean save_untracked(SnapSave *save, const SnapRegion *region, guint n
         }
         chunk->index = done / SNAP_CHUNK_PAGES;
         chunk->present = n_pages - done >= SNAP_CHUNK_PAGES ? UINT64_MAX : (UINT64_C(1) << (n_pages - done)) - 1;
-        if (!fill_untracked(save, region, data, chunk, error) || !put_buffer(save, chunk, number, error)) {
+        if (!fill_untracked(save, region, data, chunk, error) ||
+            !put_buffer(save, chunk, region, number, false, error)) {
             return FALSE;
         }
     }
@@ -243,7 +277,9 @@ static void final_counts(SnapSave *save, SnapSaveStats *ret_stats) {
 
 static gboolean finish(SnapSave *save, GError **error) {
     snap_save_set_phase(save, SNAP_SAVE_FINISHING);
-    snap_tracker_release(save->tracker);
+    if (!save->options.keep_log) {
+        snap_sync_release(save->tracker);
+    }
     for (guint i = 0; i < save->states->len; i++) {
         if (!snap_image_writer_add_state(save->writer, g_ptr_array_index(save->states, i), error)) {
             return FALSE;
@@ -252,12 +288,19 @@ static gboolean finish(SnapSave *save, GError **error) {
     SnapSaveStats s;
     final_counts(save, &s);
     const SnapStatistic statistics[] = {
-        {"pause-us", s.pause_ns / 1000},         {"prepare-ms", s.prepare_ns / 1000000},
-        {"pages-total", s.pages_total},          {"pages-zero", s.pages_zero},
-        {"pages-by-sweep", s.pages_by_sweep},    {"pages-by-fault", s.pages_by_fault},
-        {"bytes-written", s.bytes_written},      {"faults", s.faults},
-        {"fault-p50-us", s.fault_p50_ns / 1000}, {"fault-p99-us", s.fault_p99_ns / 1000},
-        {"fault-max-us", s.fault_max_ns / 1000}, {"peak-buffer-bytes", s.peak_buffer_bytes},
+        {"pause-us", s.pause_ns / 1000},
+        {"prepare-ms", s.prepare_ns / 1000000},
+        {"pages-total", s.pages_total},
+        {"pages-zero", s.pages_zero},
+        {"pages-unchanged", s.pages_unchanged},
+        {"pages-by-sweep", s.pages_by_sweep},
+        {"pages-by-fault", s.pages_by_fault},
+        {"bytes-written", s.bytes_written},
+        {"faults", s.faults},
+        {"fault-p50-us", s.fault_p50_ns / 1000},
+        {"fault-p99-us", s.fault_p99_ns / 1000},
+        {"fault-max-us", s.fault_max_ns / 1000},
+        {"peak-buffer-bytes", s.peak_buffer_bytes},
     };
     return snap_image_writer_commit(save->writer, save->created_us, statistics, G_N_ELEMENTS(statistics), error);
 }

@@ -8,7 +8,7 @@
  *     pause; list again; the point; copy what cannot be protected; resume
  *     fetch the device state                              guest runs
  *     sweep: faulted chunks first, then the rest, small and short-lived regions before big ones
- *     release the guest; fsync; manifest
+ *     release the guest, or go on logging for the next snapshot; fsync; manifest
  *
  * What fails: before the pause, nothing has happened but some faults; during it, the guest is resumed; after it,
  * the guest is released before the error is told. Guest memory that was discarded before it was saved (LOST)
@@ -16,6 +16,8 @@
  * failure.
  */
 #include "save.h"
+
+#include "track.h"
 
 #include <sys/prctl.h>
 
@@ -32,7 +34,7 @@ void snap_save_set_phase(SnapSave *save, SnapSavePhase phase) {
 
 /* Percentiles are a walk through the histogram under the fault thread's lock: now and then only. */
 static void count_faults(SnapSave *save) {
-    SnapTracker *tracker = save->tracker;
+    SnapSync *tracker = save->tracker;
     SnapSaveStats *stats = &save->stats;
     snap_lock(&tracker->lock);
     stats->faults = tracker->latency.count;
@@ -40,10 +42,10 @@ static void count_faults(SnapSave *save) {
     stats->fault_p99_ns = snap_histogram_quantile(&tracker->latency, 990);
     stats->fault_p999_ns = snap_histogram_quantile(&tracker->latency, 999);
     stats->fault_max_ns = tracker->latency.max_ns;
-    stats->pages_by_fault = MIN(tracker->pages_by_fault, stats->pages_done);
+    stats->pages_by_fault = MIN(tracker->pages_by_fault, stats->pages_done - stats->pages_unchanged);
     uint64_t pool_bytes = snap_pool_peak(tracker->pool) * tracker->page_bytes;
     snap_unlock(&tracker->lock);
-    stats->pages_by_sweep = stats->pages_done - stats->pages_by_fault;
+    stats->pages_by_sweep = stats->pages_done - stats->pages_unchanged - stats->pages_by_fault;
     uint64_t staging = (save->n_staging - save->fewest_free) * SNAP_CHUNK_PAGES * tracker->page_bytes;
     stats->peak_buffer_bytes = MAX(stats->peak_buffer_bytes, pool_bytes + staging);
 }
@@ -61,19 +63,32 @@ void snap_save_count(SnapSave *save, uint64_t done, bool faults_too) {
     snap_unlock(&save->lock);
 }
 
+void snap_save_count_unchanged(SnapSave *save, uint64_t pages) {
+    snap_lock(&save->lock);
+    save->stats.pages_unchanged += pages;
+    save->stats.pages_done += pages;
+    snap_unlock(&save->lock);
+}
+
 gboolean snap_save_go_on(SnapSave *save, GError **error) {
     if (g_atomic_int_get(&save->cancelled)) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_CANCELLED, "cancelled; the guest runs on, %s was removed",
                     save->dir);
         return FALSE;
     }
-    return !save->tracker || !snap_tracker_failed(save->tracker, error);
+    return !save->tracker || !snap_sync_failed(save->tracker, error);
 }
 
 /* ---- the thread -------------------------------------------------------------------------------------------- */
 
 static gboolean run_once(SnapSave *save, GError **error) {
-    return snap_save_take_point(save, error) && snap_save_sweep(save, error);
+    if (!snap_save_take_point(save, error) || !snap_save_sweep(save, error)) {
+        return FALSE;
+    }
+    if (save->options.keep_log) {
+        snap_save_leave_log(save);
+    }
+    return TRUE;
 }
 
 static void copied_clear(gpointer data) {
@@ -83,6 +98,9 @@ static void copied_clear(gpointer data) {
 }
 
 static void begin_attempt(SnapSave *save) {
+    if (save->guest->tracker) {
+        snap_tracker_suspend(save->guest->tracker);
+    }
     save->fixed = g_ptr_array_new_with_free_func((GDestroyNotify)snap_region_free);
     save->copied = g_array_new(FALSE, FALSE, sizeof(CopiedRegion));
     save->states = g_ptr_array_new_with_free_func((GDestroyNotify)snap_state_free);
@@ -96,10 +114,15 @@ static void begin_attempt(SnapSave *save) {
 /* The guest first: it is released before anything is removed from disk. */
 static void end_attempt(SnapSave *save) {
     if (save->tracker) {
-        save->eager_bytes = MAX(save->eager_bytes, snap_tracker_lost_bytes(save->tracker));
+        save->eager_bytes = MAX(save->eager_bytes, snap_sync_lost_bytes(save->tracker));
     }
-    g_clear_pointer(&save->tracker, snap_tracker_free);
+    g_clear_pointer(&save->tracker, snap_sync_free);
+    if (save->guest->tracker) {
+        snap_tracker_resume(save->guest->tracker);
+    }
     g_clear_pointer(&save->writer, snap_image_writer_free);
+    g_clear_pointer(&save->parent, snap_image_free);
+    g_clear_pointer(&save->parent_pages, g_free);
     for (guint i = 0; i < save->copied->len; i++) {
         copied_clear(&g_array_index(save->copied, CopiedRegion, i));
     }
@@ -145,9 +168,12 @@ SnapSave *snap_save_start(SnapGuest *guest, const SnapSaveOptions *options, GErr
     save->dir = g_strdup(options->dir);
     save->options = *options;
     save->options.dir = save->dir;
+    save->options.parent_dir = g_strdup(options->parent_dir);
     save->options.region_glob = g_strdup(options->region_glob);
     save->glob = options->region_glob ? g_pattern_spec_new(options->region_glob) : NULL;
     save->start_ns = snap_now_ns();
+    /* A tracker wants the guest's memory back after each snapshot. The next one compares. */
+    save->options.keep_log = options->keep_log && !guest->tracker;
     snap_lock_init(&save->lock);
     snap_cond_init(&save->ended);
     save->thread = g_thread_new("snap-save", run, save);
@@ -199,6 +225,7 @@ void snap_save_free(SnapSave *save) {
     g_clear_error(&save->error);
     g_clear_pointer(&save->glob, g_pattern_spec_free);
     g_free((char *)save->options.region_glob);
+    g_free((char *)save->options.parent_dir);
     snap_cond_clear(&save->ended);
     snap_lock_clear(&save->lock);
     g_free(save->dir);

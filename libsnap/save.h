@@ -2,6 +2,7 @@
  * Inside of the save job; libsnap.h has the outside. Three files, in the order data goes through them:
  *
  *     save.c         the job: thread, attempts, progress
+ *     save-base.c    the image before this one: what it has already
  *     save-point.c   from the list of regions to the moment the guest runs on
  *     save-sweep.c   from the moment the guest runs on to the manifest
  */
@@ -45,12 +46,14 @@ struct SnapSave {
     gboolean done;
 
     /* job thread only */
-    SnapTracker *tracker;
+    SnapSync *tracker;
     SnapImageWriter *writer;
-    GPtrArray *fixed;  /* of SnapRegion */
-    GArray *copied;    /* of CopiedRegion */
-    GPtrArray *states; /* of SnapState */
-    GArray *numbers;   /* of guint: tracker area → region number in the image */
+    SnapImage *parent;     /* (nullable) */
+    uint8_t *parent_pages; /* a chunk of it, for comparing */
+    GPtrArray *fixed;      /* of SnapRegion */
+    GArray *copied;        /* of CopiedRegion */
+    GPtrArray *states;     /* of SnapState */
+    GArray *numbers;       /* of guint: tracker area → region number in the image */
     int64_t created_us;
     uint64_t paced_ns;        /* when the bandwidth limit lets the next chunk go */
     uint64_t count_faults_ns; /* when the fault thread's counts are fetched again */
@@ -69,8 +72,32 @@ void snap_save_set_phase(SnapSave *save, SnapSavePhase phase);
  * thread. */
 void snap_save_count(SnapSave *save, uint64_t done, bool faults_too);
 
+/* @pages need not be captured: the parent has them. */
+void snap_save_count_unchanged(SnapSave *save, uint64_t pages);
+
 /* FALSE when it was cancelled or the fault thread gave up: *error says which. */
 gboolean snap_save_go_on(SnapSave *save, GError **error);
+
+/* ---- save-base.c ----------------------------------------------------------------------------------------- */
+
+/* Open the parent image, if one is asked for. Errors: REFUSED, it is newer than now; snap_image_open()'s. */
+gboolean snap_save_open_parent(SnapSave *save, GError **error);
+
+/*
+ * Take over the tracker that the guest kept, if its log is against the parent: TRUE, and save->tracker is in LOG.
+ * Otherwise what the guest kept is let go.
+ */
+gboolean snap_save_take_log(SnapSave *save);
+
+/* After commit: leave the tracker to the guest, logging on. */
+void snap_save_leave_log(SnapSave *save);
+
+/* Take the pages that the parent has with the same content out of chunk->present. */
+gboolean snap_save_drop_known(SnapSave *save, const SnapRegion *region, SnapChunk *chunk, GError **error);
+
+/* Record as zero what the parent has in [start, end) of a region: nothing is there any more. */
+gboolean snap_save_hide(SnapSave *save, const SnapRegion *region, guint number, uint64_t start, uint64_t end,
+                        GError **error);
 
 /* ---- save-point.c ---------------------------------------------------------------------------------------- */
 

@@ -2,8 +2,8 @@
  * The sweep.
  *
  * The happy path: claim all pages of the unit that no fault has claimed; copy them from the guest; ask the kernel
- * whether they are all still protected (then the copy is what they held at the point, see track.h); take over the
- * pre-images; un-protect the unit with one call; copy the pre-images in behind the guest's back.
+ * whether they are all still protected (then the copy is what they held at the point, see track-sync.h); take over
+ * the pre-images; un-protect the unit with one call; copy the pre-images in behind the guest's back.
  *
  * What fails: some page is not protected any more, or cannot be read. While an event of the guest is pending that
  * can mean that it is just being moved: the claim is given back, the fault thread serves the event, and the unit
@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "chunk.h"
 #include "holes.h"
 #include "pagemap.h"
 #include "uffd.h"
@@ -27,14 +28,14 @@ enum {
     VERIFY_RUNS = 64,
 };
 
-gboolean snap_sweep_next_hot(SnapTracker *tracker, SnapUnit *ret_unit) {
+gboolean snap_sweep_next_hot(SnapSync *tracker, SnapUnit *ret_unit) {
     gboolean found = FALSE;
     snap_lock(&tracker->lock);
     while (!found && tracker->n_hot > 0) {
         SnapUnit unit = tracker->hot[tracker->first_hot];
         tracker->first_hot = (tracker->first_hot + 1) % SNAP_HOT_MAX;
         tracker->n_hot--;
-        SnapChunkState *state = &snap_tracker_area(tracker, unit.area)->chunks[unit.first];
+        SnapChunkState *state = &snap_sync_area(tracker, unit.area)->chunks[unit.first];
         state->hot = 0;
         found = state->phase == SNAP_CHUNK_PROTECTED;
         if (found) {
@@ -48,14 +49,14 @@ gboolean snap_sweep_next_hot(SnapTracker *tracker, SnapUnit *ret_unit) {
 /* ---- units ----------------------------------------------------------------------------------------------- */
 
 /* Whether one huge page of the page-table level maps the whole block at @address. */
-static bool is_huge(const SnapTracker *tracker, uint64_t address, uint64_t length) {
+static bool is_huge(const SnapSync *tracker, uint64_t address, uint64_t length) {
     struct page_region run;
     return snap_pagemap_find(tracker->pagemap, PAGE_IS_HUGE, address, address + length, &run) == 1 &&
            run.start == address && run.end == address + length;
 }
 
-SnapUnit snap_sweep_unit(SnapTracker *tracker, uint32_t area_index, uint64_t chunk, uint32_t max_chunks) {
-    const SnapArea *area = snap_tracker_area(tracker, area_index);
+SnapUnit snap_sweep_unit(SnapSync *tracker, uint32_t area_index, uint64_t chunk, uint32_t max_chunks) {
+    const SnapArea *area = snap_sync_area(tracker, area_index);
     SnapUnit unit = {.area = area_index, .first = chunk, .n_chunks = 1};
     uint64_t span = MAX(area->region->granule_bytes / area->chunk_bytes, 1);
     if (span > 1) {
@@ -64,28 +65,35 @@ SnapUnit snap_sweep_unit(SnapTracker *tracker, uint32_t area_index, uint64_t chu
     } else {
         uint64_t per_block = area->block_bytes / area->chunk_bytes;
         uint64_t address = area->region->host_address + chunk * area->chunk_bytes;
-        if (per_block > 1 && per_block <= max_chunks && address % area->block_bytes == 0 &&
+        /* Where pages stay protected there is nothing to split. */
+        if (!tracker->keep && per_block > 1 && per_block <= max_chunks && address % area->block_bytes == 0 &&
             chunk + per_block <= area->n_chunks && is_huge(tracker, address, area->block_bytes)) {
             unit.n_chunks = (uint32_t)per_block;
         }
     }
     snap_lock(&tracker->lock);
+    uint64_t dirty = 0;
     for (uint32_t i = 0; i < unit.n_chunks; i++) {
+        dirty |= area->chunks[unit.first + i].dirty;
         if (area->chunks[unit.first + i].phase != SNAP_CHUNK_PROTECTED) {
             /* A part was taken on its own before: go on chunk by chunk. */
             unit.n_chunks = area->chunks[chunk].phase == SNAP_CHUNK_PROTECTED ? 1 : 0;
             unit.first = chunk;
+            dirty = area->chunks[chunk].dirty;
             break;
         }
     }
     snap_unlock(&tracker->lock);
+    if (dirty == 0) {
+        unit.n_chunks = 0; /* the image before this one has it all */
+    }
     return unit;
 }
 
 /* ---- copying --------------------------------------------------------------------------------------------- */
 
 /* The extent at @offset, as it is now. */
-static bool locate(SnapTracker *tracker, uint32_t area, uint64_t offset, SnapExtent *ret_extent) {
+static bool locate(SnapSync *tracker, uint32_t area, uint64_t offset, SnapExtent *ret_extent) {
     snap_lock(&tracker->lock);
     const SnapExtent *extent = snap_layout_locate(&tracker->layout, area, offset);
     if (extent) {
@@ -99,7 +107,7 @@ static bool locate(SnapTracker *tracker, uint32_t area, uint64_t offset, SnapExt
  * All of [address, end) is still protected. What is protected is present, swapped or marked, and not "written";
  * what is unmapped, never touched or let go is not found so.
  */
-static int verify(const SnapTracker *tracker, uint64_t address, uint64_t end) {
+static int verify(const SnapSync *tracker, uint64_t address, uint64_t end) {
     struct page_region runs[VERIFY_RUNS];
     SnapScan scan = {
         .fd = tracker->pagemap,
@@ -129,13 +137,13 @@ static int verify(const SnapTracker *tracker, uint64_t address, uint64_t end) {
  * A guard page (MADV_GUARD_INSTALL, as newer C libraries put below stacks) can be neither read nor protected, and
  * holds nothing; the guest could not have written it without a fault of its own.
  */
-static bool is_guard(const SnapTracker *tracker, uint64_t address, uint64_t page_bytes) {
+static bool is_guard(const SnapSync *tracker, uint64_t address, uint64_t page_bytes) {
     struct page_region run;
     return snap_pagemap_find(tracker->pagemap, PAGE_IS_GUARD, address, address + page_bytes, &run) == 1;
 }
 
 /* Copy pages [offset, offset + length), mapped at @address, and see that the copy is good. */
-static int copy_run(const SnapTracker *tracker, const SnapArea *area, uint64_t offset, uint64_t address,
+static int copy_run(const SnapSync *tracker, const SnapArea *area, uint64_t offset, uint64_t address,
                     uint8_t *data, uint64_t length) {
     int result = snap_memory_read(&tracker->reader, area->region, offset, address, data, length);
     if (result == 0) {
@@ -160,8 +168,8 @@ static int copy_run(const SnapTracker *tracker, const SnapArea *area, uint64_t o
 }
 
 /* Copy the pages of @mask in one chunk into @data, page i at i * page_bytes, and verify each copied piece. */
-static int copy_pages(SnapTracker *tracker, uint32_t area_index, uint64_t chunk, uint64_t mask, uint8_t *data) {
-    const SnapArea *area = snap_tracker_area(tracker, area_index);
+static int copy_pages(SnapSync *tracker, uint32_t area_index, uint64_t chunk, uint64_t mask, uint8_t *data) {
+    const SnapArea *area = snap_sync_area(tracker, area_index);
     uint64_t page_bytes = area->region->page_bytes;
     for (unsigned i = 0; i < SNAP_CHUNK_PAGES;) {
         if (!(mask >> i & 1)) {
@@ -190,23 +198,23 @@ static int copy_pages(SnapTracker *tracker, uint32_t area_index, uint64_t chunk,
 
 /* ---- claiming and releasing ------------------------------------------------------------------------------ */
 
-static gboolean claim(SnapTracker *tracker, SnapUnit unit, uint64_t *ret_mine, GError **error) {
-    if (snap_tracker_failed(tracker, error)) {
+static gboolean claim(SnapSync *tracker, SnapUnit unit, uint64_t *ret_mine, GError **error) {
+    if (snap_sync_failed(tracker, error)) {
         return FALSE;
     }
-    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+    const SnapArea *area = snap_sync_area(tracker, unit.area);
     snap_lock(&tracker->lock);
     for (uint32_t i = 0; i < unit.n_chunks; i++) {
         SnapChunkState *chunk = &area->chunks[unit.first + i];
-        ret_mine[i] = snap_area_chunk_mask(area, unit.first + i) & ~chunk->claimed;
+        ret_mine[i] = snap_area_chunk_mask(area, unit.first + i) & chunk->dirty & ~chunk->claimed;
         chunk->phase = SNAP_CHUNK_SWEEPING;
     }
     snap_unlock(&tracker->lock);
     return TRUE;
 }
 
-static void unclaim(SnapTracker *tracker, SnapUnit unit) {
-    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+static void unclaim(SnapSync *tracker, SnapUnit unit) {
+    const SnapArea *area = snap_sync_area(tracker, unit.area);
     snap_lock(&tracker->lock);
     for (uint32_t i = 0; i < unit.n_chunks; i++) {
         area->chunks[unit.first + i].phase = SNAP_CHUNK_PROTECTED;
@@ -214,17 +222,12 @@ static void unclaim(SnapTracker *tracker, SnapUnit unit) {
     snap_unlock(&tracker->lock);
 }
 
-/*
- * Un-protect the unit wherever its parts are now; FALSE while an event is pending. Under the lock, so that a fault
- * is served either before (it is in the kernel's queue, and woken here) or after (it is answered by the fault
- * thread).
- */
-static bool release_locked(SnapTracker *tracker, SnapUnit unit) SNAP_REQUIRES(tracker->lock) {
-    const SnapArea *area = snap_tracker_area(tracker, unit.area);
-    uint64_t offset, end;
-    snap_area_bytes(area, (SnapRun){unit.first, unit.first + unit.n_chunks}, &offset, &end);
+/* Un-protect bytes of an area wherever they are now; FALSE while an event is pending. */
+static bool unprotect_locked(SnapSync *tracker, uint32_t area_index, uint64_t offset, uint64_t end)
+    SNAP_REQUIRES(tracker->lock) {
+    const SnapArea *area = snap_sync_area(tracker, area_index);
     while (offset < end) {
-        const SnapExtent *extent = snap_layout_locate(&tracker->layout, unit.area, offset);
+        const SnapExtent *extent = snap_layout_locate(&tracker->layout, area_index, offset);
         if (!extent) {
             offset += area->region->granule_bytes; /* unmapped since it was saved */
             continue;
@@ -236,13 +239,47 @@ static bool release_locked(SnapTracker *tracker, SnapUnit unit) SNAP_REQUIRES(tr
         }
         offset += length;
     }
-    for (uint32_t i = 0; i < unit.n_chunks; i++) {
-        area->chunks[unit.first + i].phase = SNAP_CHUNK_RELEASED;
+    return true;
+}
+
+/* Un-protect what was written meanwhile: whoever waits for the chunk has been noted there. */
+static bool release_written_locked(SnapSync *tracker, uint32_t area_index, uint64_t chunk)
+    SNAP_REQUIRES(tracker->lock) {
+    const SnapArea *area = snap_sync_area(tracker, area_index);
+    uint64_t page_bytes = area->region->page_bytes, granule = area->region->granule_bytes;
+    uint64_t written = area->chunks[chunk].since;
+    unsigned first, n;
+    while (snap_chunk_take_run(&written, &first, &n)) {
+        uint64_t offset = chunk * area->chunk_bytes + first * page_bytes, end = offset + n * page_bytes;
+        offset -= offset % granule;
+        end = (end + granule - 1) / granule * granule;
+        if (!unprotect_locked(tracker, area_index, offset, end)) {
+            return false;
+        }
     }
     return true;
 }
 
-gboolean snap_sweep_release(SnapTracker *tracker) {
+/*
+ * The unit is captured: un-protect all of it, or where the log is kept, what was written; FALSE while an event is
+ * pending. Under the lock, so that a fault is served either before (it is in the kernel's queue, and woken here)
+ * or after (it is answered by the fault thread).
+ */
+static bool release_locked(SnapSync *tracker, SnapUnit unit) SNAP_REQUIRES(tracker->lock) {
+    const SnapArea *area = snap_sync_area(tracker, unit.area);
+    uint64_t offset, end;
+    snap_area_bytes(area, (SnapRun){unit.first, unit.first + unit.n_chunks}, &offset, &end);
+    bool done = tracker->keep || unprotect_locked(tracker, unit.area, offset, end);
+    for (uint32_t i = 0; i < unit.n_chunks && done && tracker->keep; i++) {
+        done = release_written_locked(tracker, unit.area, unit.first + i);
+    }
+    for (uint32_t i = 0; i < unit.n_chunks && done; i++) {
+        area->chunks[unit.first + i].phase = tracker->keep ? SNAP_CHUNK_KEPT : SNAP_CHUNK_RELEASED;
+    }
+    return done;
+}
+
+gboolean snap_sweep_release(SnapSync *tracker) {
     while (tracker->backlog->len > 0) {
         SnapUnit unit = g_array_index(tracker->backlog, SnapUnit, tracker->backlog->len - 1);
         snap_lock(&tracker->lock);
@@ -257,8 +294,8 @@ gboolean snap_sweep_release(SnapTracker *tracker) {
 }
 
 /* The copy is good: take the pre-images over and let the guest go on. @ret_lists: their pool indices, by chunk. */
-static void settle(SnapTracker *tracker, SnapUnit unit, uint32_t *ret_lists) {
-    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+static void settle(SnapSync *tracker, SnapUnit unit, uint32_t *ret_lists) {
+    const SnapArea *area = snap_sync_area(tracker, unit.area);
     snap_lock(&tracker->lock);
     for (uint32_t i = 0; i < unit.n_chunks; i++) {
         SnapChunkState *chunk = &area->chunks[unit.first + i];
@@ -274,7 +311,7 @@ static void settle(SnapTracker *tracker, SnapUnit unit, uint32_t *ret_lists) {
 }
 
 /* Nobody else looks at a captured chunk's pre-images: copied without the lock, given back with it. */
-static void take_preimages(SnapTracker *tracker, const SnapArea *area, uint32_t list, uint8_t *data) {
+static void take_preimages(SnapSync *tracker, const SnapArea *area, uint32_t list, uint8_t *data) {
     uint32_t last = SNAP_POOL_NONE;
     for (uint32_t i = list; i != SNAP_POOL_NONE; i = *snap_pool_link(tracker->pool, i)) {
         uint64_t page = snap_pool_page(tracker->pool, i) % SNAP_CHUNK_PAGES;
@@ -292,24 +329,38 @@ static void take_preimages(SnapTracker *tracker, const SnapArea *area, uint32_t 
     snap_unlock(&tracker->lock);
 }
 
-static gboolean lost(SnapTracker *tracker, SnapUnit unit, int result, GError **error) {
-    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+static gboolean lost(SnapSync *tracker, SnapUnit unit, int result, GError **error) {
+    const SnapArea *area = snap_sync_area(tracker, unit.area);
     snap_lock(&tracker->lock);
-    snap_tracker_fail_locked(tracker,
-                             (SnapTrackFailure){.code = result == -ESRCH ? SNAP_ERROR_GUEST_GONE : SNAP_ERROR_LOST,
-                                                .what = result == -ESRCH ? "the guest ended"
-                                                        : result == -EFAULT
-                                                            ? "the guest discarded it (munmap or hole punching)"
-                                                            : "cannot read it",
-                                                .errnum = result == -ESRCH || result == -EFAULT ? 0 : -result,
-                                                .area = unit.area,
-                                                .offset = unit.first * area->chunk_bytes});
+    snap_sync_fail_locked(
+        tracker, (SnapSyncFailure){.code = result == -ESRCH ? SNAP_ERROR_GUEST_GONE : SNAP_ERROR_LOST,
+                                   .what = result == -ESRCH    ? "the guest ended"
+                                           : result == -EFAULT ? "the guest discarded it (munmap or hole punching)"
+                                                               : "cannot read it",
+                                   .errnum = result == -ESRCH || result == -EFAULT ? 0 : -result,
+                                   .area = unit.area,
+                                   .offset = unit.first * area->chunk_bytes});
     snap_unlock(&tracker->lock);
-    return !snap_tracker_failed(tracker, error);
+    return !snap_sync_failed(tracker, error);
 }
 
-gboolean snap_sweep_capture(SnapTracker *tracker, SnapUnit unit, SnapChunk **buffers, GError **error) {
-    const SnapArea *area = snap_tracker_area(tracker, unit.area);
+gboolean snap_sweep_check_holes(SnapSync *tracker, uint32_t area_index, uint64_t chunk, GError **error) {
+    const SnapArea *area = snap_sync_area(tracker, area_index);
+    if (!area->filled) {
+        return TRUE;
+    }
+    uint64_t kept = area->filled[chunk] & ~area->chunks[chunk].dirty & snap_area_chunk_mask(area, chunk);
+    uint64_t punched = 0;
+    int result = kept ? snap_holes_find(area, &tracker->reader, chunk, kept, &punched) : 0;
+    snap_lock(&tracker->lock);
+    punched &= ~area->chunks[chunk].since; /* the fault thread has looked at what was written since */
+    snap_unlock(&tracker->lock);
+    SnapUnit unit = {.area = area_index, .first = chunk, .n_chunks = 1};
+    return result == 0 && punched == 0 ? TRUE : lost(tracker, unit, result ? result : -EFAULT, error);
+}
+
+gboolean snap_sweep_capture(SnapSync *tracker, SnapUnit unit, SnapChunk **buffers, GError **error) {
+    const SnapArea *area = snap_sync_area(tracker, unit.area);
     g_assert(unit.n_chunks <= UNIT_MAX);
     uint64_t mine[UNIT_MAX];
     uint32_t lists[UNIT_MAX];
@@ -336,7 +387,7 @@ gboolean snap_sweep_capture(SnapTracker *tracker, SnapUnit unit, SnapChunk **buf
     for (uint32_t i = 0; i < unit.n_chunks; i++) {
         take_preimages(tracker, area, lists[i], buffers[i]->data);
         buffers[i]->index = unit.first + i;
-        buffers[i]->present = snap_area_chunk_mask(area, unit.first + i);
+        buffers[i]->present = snap_area_chunk_mask(area, unit.first + i) & area->chunks[unit.first + i].dirty;
     }
     return TRUE;
 }

@@ -1,499 +1,181 @@
 /*
- * The tracker: registering, pre-arm rounds, the point in time, release. See track.h.
+ * The tracker: life, modes, switches.
  *
- * Pre-arm, the happy path: add() protects what a region holds while the guest runs; faults are un-protected and
- * remembered; round() protects what was remembered, and what was filled since, again and again until that is
- * little; the guest stops; point() does one more such round, finds nothing left, and switches to SYNC under the
- * lock. What point() has to do depends on what the guest touched during the last round, not on how much memory it
- * has.
+ *     from \ to   OFF     ASYNC   SYNC
+ *     OFF         -       start   start     all is clean
+ *     ASYNC       stop    -       move      what is dirty is kept; when the guest runs, all else becomes dirty too
+ *     SYNC        stop    move    -
  *
- * Everything is done in pieces of at most PIECE_BLOCKS page tables, because the kernel holds mmap_lock meanwhile.
+ * Why a move of a running guest makes all dirty: a mapping belongs to one userfaultfd, whose features are fixed
+ * when it is made. Between its UNREGISTER and the other's arming there is no protection, and afterwards nothing
+ * that tells what was written in between.
+ *
+ * Failure modes: an engine that cannot be opened, or an area that it cannot take: the mode is OFF, nothing is
+ * registered, and the views are void.
  */
 #include "track.h"
 
-#include <errno.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include "faults.h"
-#include "holes.h"
-#include "image-write.h"
-#include "pagemap.h"
-#include "uffd.h"
-
-enum {
-    PIECE_BLOCKS = 16,  /* page tables protected, or unregistered, by one call */
-    EVENT_STEP_US = 50, /* between tries while an event of the guest is pending */
-    EVENT_WAIT_US = 10000000,
-    POINT_ROUNDS_MAX = 64, /* a stopped guest needs two */
+static const char *const names[] = {
+    [SNAP_TRACK_OFF] = "off",
+    [SNAP_TRACK_ASYNC] = "async",
+    [SNAP_TRACK_SYNC] = "sync",
 };
+_Static_assert(G_N_ELEMENTS(names) == SNAP_TRACK_MAX, "a name for each mode");
 
-/* What sync tracking asks of the kernel; names as docs/platform-requirements has them. */
-static const struct {
-    uint64_t bit;
-    const char *name;
-} features[] = {
-    {UFFD_FEATURE_PAGEFAULT_FLAG_WP, "write-protection (Linux 5.7)"},
-    {UFFD_FEATURE_WP_HUGETLBFS_SHMEM, "write-protection of shared memory and hugetlb (Linux 5.19)"},
-    {UFFD_FEATURE_WP_UNPOPULATED, "write-protection of untouched pages (Linux 6.4)"},
-    {UFFD_FEATURE_EVENT_REMOVE, "the madvise event (Linux 4.11)"},
-    {UFFD_FEATURE_EVENT_REMAP, "the mremap event (Linux 4.11)"},
-    {UFFD_FEATURE_EVENT_UNMAP, "the munmap event (Linux 4.11)"},
-};
+const char *snap_track_mode_name(SnapTrackMode mode) {
+    return mode < SNAP_TRACK_MAX ? names[mode] : NULL;
+}
 
 /* ---- life ------------------------------------------------------------------------------------------------ */
 
-static gboolean handshake(int uffd, GError **error) {
-    uint64_t has = 0, want = 0;
-    int result = snap_uffd_probe(&has);
-    if (result < 0) {
-        snap_set_errno(error, -result, "userfaultfd");
-        return FALSE;
-    }
-    for (guint i = 0; i < G_N_ELEMENTS(features); i++) {
-        want |= features[i].bit;
-        if (!(has & features[i].bit)) {
-            g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
-                        "this kernel's userfaultfd lacks %s; see: vmsnap probe", features[i].name);
-            return FALSE;
-        }
-    }
-    result = snap_uffd_api(uffd, want);
-    if (result < 0) {
-        snap_set_errno(error, -result, "userfaultfd handshake");
-        return FALSE;
-    }
-    return TRUE;
-}
-
-static void *map_zeros(size_t length) {
-    void *p = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    g_assert(p != MAP_FAILED);
-    return p;
-}
-
-static SnapTracker *tracker_alloc(int pid, int uffd, uint32_t pool_pages, SnapAtCap at_cap) {
+SnapTracker *snap_tracker_new(SnapGuest *guest, const char *region_glob) {
     SnapTracker *tracker = g_new0(SnapTracker, 1);
-    tracker->pid = pid;
-    tracker->uffd = uffd;
-    tracker->at_cap = at_cap;
-    tracker->page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
-    tracker->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    tracker->fdinfo = snap_uffd_open_fdinfo(uffd);
-    tracker->pagemap = -1;
+    tracker->guest = guest;
+    tracker->region_glob = g_strdup(region_glob);
+    tracker->glob = region_glob ? g_pattern_spec_new(region_glob) : NULL;
+    tracker->areas = g_ptr_array_new_with_free_func((GDestroyNotify)snap_tracked_free);
+    tracker->watches = g_ptr_array_new();
+    tracker->alone = true;
     snap_lock_init(&tracker->lock);
-    tracker->areas = g_ptr_array_new_with_free_func((GDestroyNotify)snap_area_free);
-    tracker->pool = snap_pool_new(tracker->page_bytes, pool_pages);
-    tracker->touched = map_zeros(SNAP_TOUCHED_MAX * sizeof *tracker->touched);
-    tracker->hot = map_zeros(SNAP_HOT_MAX * sizeof *tracker->hot);
-    tracker->queued = map_zeros(SNAP_QUEUED_MAX * sizeof *tracker->queued);
-    tracker->failure.code = -1;
-    tracker->backlog = g_array_new(FALSE, FALSE, sizeof(SnapUnit));
+    g_assert(!guest->tracker);
+    guest->tracker = tracker;
     return tracker;
-}
-
-SnapTracker *snap_tracker_new(int pid, int uffd, uint32_t pool_pages, SnapAtCap at_cap, GError **error) {
-    SnapTracker *tracker = tracker_alloc(pid, uffd, pool_pages, at_cap);
-    int result = tracker->pagemap = snap_pagemap_open(pid);
-    if (result >= 0) {
-        result = snap_memory_reader_init(&tracker->reader, pid);
-    }
-    if (result < 0) {
-        snap_set_errno(error, -result, "cannot open the memory of process %d", pid);
-    }
-    if (result < 0 || !handshake(uffd, error)) {
-        snap_tracker_free(tracker);
-        return NULL;
-    }
-    return tracker;
-}
-
-void snap_tracker_start(SnapTracker *tracker) {
-    tracker->mode = SNAP_TRACK_LOG;
-    tracker->thread = g_thread_new("snap-faults", snap_faults_run, tracker);
-}
-
-static void close_if_open(int fd) {
-    if (fd >= 0) {
-        close(fd);
-    }
 }
 
 void snap_tracker_free(SnapTracker *tracker) {
     if (!tracker) {
         return;
     }
-    snap_tracker_release(tracker);
-    if (tracker->thread) {
-        eventfd_write(tracker->stop_fd, 1);
-        g_thread_join(tracker->thread);
-    }
-    close_if_open(tracker->uffd);
-    close_if_open(tracker->fdinfo);
-    close_if_open(tracker->pagemap);
-    close_if_open(tracker->stop_fd);
-    snap_memory_reader_clear(&tracker->reader);
+    snap_lock(&tracker->lock);
+    g_assert(tracker->watches->len == 0);
+    tracker->guest->tracker = NULL;
+    snap_engine_close(tracker);
+    snap_unlock(&tracker->lock);
     g_ptr_array_unref(tracker->areas);
-    snap_pool_free(tracker->pool);
-    snap_layout_clear(&tracker->layout);
-    munmap(tracker->touched, SNAP_TOUCHED_MAX * sizeof *tracker->touched);
-    munmap(tracker->hot, SNAP_HOT_MAX * sizeof *tracker->hot);
-    munmap(tracker->queued, SNAP_QUEUED_MAX * sizeof *tracker->queued);
-    g_array_unref(tracker->backlog);
+    g_ptr_array_unref(tracker->watches);
+    g_clear_pointer(&tracker->glob, g_pattern_spec_free);
+    g_free(tracker->region_glob);
     snap_lock_clear(&tracker->lock);
     g_free(tracker);
 }
 
-/* ---- small things the fault thread shares ---------------------------------------------------------------- */
+/* ---- switches -------------------------------------------------------------------------------------------- */
 
-void snap_tracker_fail_locked(SnapTracker *tracker, SnapTrackFailure failure) {
-    if (tracker->failure.code < 0) {
-        tracker->failure = failure;
-    }
-    tracker->mode = SNAP_TRACK_OFF;
+/* The log begins. */
+static gboolean start(SnapTracker *tracker, SnapTrackMode to, gboolean stands, GError **error)
+    SNAP_REQUIRES(tracker->lock) {
+    (void)stands;
+    tracker->mode = to;
+    tracker->maps_hash = 0;
+    return snap_engine_open(tracker, error) && snap_regions_refresh(tracker, true, SNAP_TAKE_CLEAN, error);
 }
 
-gboolean snap_tracker_failed(SnapTracker *tracker, GError **error) {
-    snap_lock(&tracker->lock);
-    SnapTrackFailure failure = tracker->failure;
-    snap_unlock(&tracker->lock);
-    if (failure.code < 0) {
-        return FALSE;
-    }
-    const SnapRegion *region = snap_tracker_area(tracker, failure.area)->region;
-    g_set_error(error, SNAP_ERROR, failure.code, "region %s, page at 0x%" G_GINT64_MODIFIER "x: %s%s%s",
-                region->name, region->host_address + failure.offset, failure.what, failure.errnum ? ": " : "",
-                failure.errnum ? g_strerror(failure.errnum) : "");
+static gboolean stop(SnapTracker *tracker, SnapTrackMode to, gboolean stands, GError **error)
+    SNAP_REQUIRES(tracker->lock) {
+    (void)stands;
+    (void)error;
+    snap_engine_close(tracker);
+    g_ptr_array_set_size(tracker->areas, 0);
+    tracker->mode = to;
     return TRUE;
 }
 
-uint64_t snap_tracker_lost_bytes(SnapTracker *tracker) {
-    snap_lock(&tracker->lock);
-    SnapTrackFailure failure = tracker->failure;
-    snap_unlock(&tracker->lock);
-    return failure.code == SNAP_ERROR_LOST ? snap_tracker_area(tracker, failure.area)->region->length_bytes : 0;
-}
-
-void snap_tracker_touch_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk, uint64_t mask) {
-    SnapChunkState *state = &snap_tracker_area(tracker, area)->chunks[chunk];
-    /* One entry a chunk: its word says which pages. */
-    if (state->claimed == 0) {
-        if (tracker->n_touched < SNAP_TOUCHED_MAX) {
-            tracker->touched[tracker->n_touched++] = (SnapPageRef)area << SNAP_PAGE_REF_BITS | chunk;
-        } else {
-            tracker->touched_overflow = true;
-        }
-    }
-    state->claimed |= mask;
-}
-
-void snap_tracker_heat_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk, bool waiting) {
-    SnapChunkState *state = &snap_tracker_area(tracker, area)->chunks[chunk];
-    SnapUnit unit = {.area = area, .first = chunk, .n_chunks = 1};
-    if (tracker->n_hot == SNAP_HOT_MAX || (state->hot && !waiting)) {
-        return;
-    }
-    uint32_t at = (tracker->first_hot + tracker->n_hot) % SNAP_HOT_MAX;
-    if (waiting) {
-        at = tracker->first_hot = (tracker->first_hot + SNAP_HOT_MAX - 1) % SNAP_HOT_MAX;
-    }
-    state->hot = 1;
-    tracker->hot[at] = unit;
-    tracker->n_hot++;
-}
-
-/* ---- protecting ------------------------------------------------------------------------------------------ */
-
-static gboolean range_error(GError **error, int result, const SnapRegion *region, const char *what) {
-    SnapErrorCode code = result == -EBUSY    ? SNAP_ERROR_REFUSED
-                         : result == -EINVAL ? SNAP_ERROR_NOT_SUPPORTED
-                         : result == -ESRCH  ? SNAP_ERROR_GUEST_GONE
-                                             : snap_error_from_errno(-result);
-    const char *why = result == -EBUSY ? "another userfaultfd already watches it; leave it out with --region, or "
-                                         "end the other one"
-                      : result == -EINVAL ? "userfaultfd cannot write-protect this kind of mapping"
-                      : result == -ESRCH  ? "the guest ended"
-                                          : g_strerror(-result);
-    g_set_error(error, SNAP_ERROR, (gint)code, "region %s: cannot %s: %s", region->name, what, why);
-    return FALSE;
-}
-
-/* Protect bytes [start, end) of an area, waiting while the guest's own mapping calls are served. */
-static int protect_bytes(const SnapTracker *tracker, const SnapArea *area, uint64_t start, uint64_t end) {
-    uint64_t base = area->region->host_address;
-    uint64_t piece = PIECE_BLOCKS * area->block_bytes;
-    uint64_t waited_us = 0;
-    while (start < end) {
-        /* Cut at multiples of a block in the address space, so that no huge page is split. */
-        uint64_t next = MIN(end, (base + start) / piece * piece + piece - base);
-        int result = snap_uffd_protect(tracker->uffd, base + start, next - start);
-        if (result == -EAGAIN && waited_us < EVENT_WAIT_US) {
-            usleep(EVENT_STEP_US);
-            waited_us += EVENT_STEP_US;
-            continue;
-        }
-        if (result < 0) {
-            return result;
-        }
-        start = next;
-    }
-    return 0;
-}
-
-static int protect_run(const SnapTracker *tracker, const SnapArea *area, SnapRun run) {
-    uint64_t start, end;
-    snap_area_bytes(area, run, &start, &end);
-    return start < end ? protect_bytes(tracker, area, start, end) : 0;
-}
-
-/* Arm what is filled in the gaps between the armed runs. */
-static int arm_gaps(SnapTracker *tracker, SnapArea *area, uint64_t *ret_pages) {
-    SnapRun gap;
-    uint64_t chunk = 0;
-    while (snap_area_next_gap(area, chunk, &gap)) {
-        uint64_t from, end, start, stop;
-        snap_area_bytes(area, gap, &from, &end);
-        int found = snap_area_next_data(area, tracker->pagemap, from, end, &start, &stop);
-        if (found < 0) {
-            return found;
-        }
-        if (found == 0) {
-            chunk = gap.end;
-            continue;
-        }
-        SnapRun run = snap_area_blocks(area, start, stop);
-        snap_lock(&tracker->lock);
-        snap_area_arm(area, run);
-        snap_unlock(&tracker->lock);
-        int result = protect_run(tracker, area, run);
-        if (result == 0) {
-            result = snap_holes_record_run(area, &tracker->reader, tracker->pagemap, run);
-        }
-        if (result < 0) {
-            return result;
-        }
-        *ret_pages += (stop - start) / area->region->page_bytes;
-        chunk = run.end;
-    }
-    return 0;
-}
-
-static int register_area(const SnapTracker *tracker, const SnapArea *area) {
-    return snap_uffd_register(tracker->uffd, area->region->host_address, area->region->length_bytes);
-}
-
-gboolean snap_tracker_add(SnapTracker *tracker, SnapRegion *region, bool stands, GError **error) {
-    SnapArea *area = snap_area_new(region);
-    snap_lock(&tracker->lock);
-    g_ptr_array_add(tracker->areas, area);
-    snap_layout_add(&tracker->layout, tracker->areas->len - 1, 0, region->host_address, region->length_bytes);
-    snap_unlock(&tracker->lock);
-
-    int result = register_area(tracker, area);
-    if (!stands && (result == -ENOMEM || result == -ENOENT || result == -EINVAL)) {
-        /* Most likely unmapped since it was listed (EINVAL says that too). The listing at the point will tell. */
-        area->dropped = true;
-        return TRUE;
-    }
-    if (result < 0) {
-        return range_error(error, result, region, "track it");
-    }
-    uint64_t pages = 0;
-    result = arm_gaps(tracker, area, &pages);
-    if (result == -ENOENT) {
-        area->stale = true;
-        return TRUE;
-    }
-    return result < 0 ? range_error(error, result, region, "protect it") : TRUE;
-}
-
-/* ---- rounds ---------------------------------------------------------------------------------------------- */
-
-/* Take the remembered chunks: an array of SnapPageRef (chunk numbers), their words still set. */
-static GArray *take_touched(SnapTracker *tracker) {
-    GArray *taken = g_array_new(FALSE, FALSE, sizeof(SnapPageRef));
-    snap_lock(&tracker->lock);
-    g_array_append_vals(taken, tracker->touched, tracker->n_touched);
-    bool all = tracker->touched_overflow;
-    tracker->n_touched = 0;
-    tracker->touched_overflow = false;
-    snap_unlock(&tracker->lock);
-    if (!all) {
-        return taken;
-    }
-    g_array_set_size(taken, 0);
+/* All that is dirty into the views. What cannot be pulled is gone, or taken over: the engine to come will tell. */
+static void pull_all(SnapTracker *tracker) SNAP_REQUIRES(tracker->lock) {
     for (guint i = 0; i < tracker->areas->len; i++) {
-        const SnapArea *area = snap_tracker_area(tracker, i);
-        for (guint r = 0; r < area->armed->len; r++) {
-            SnapRun run = g_array_index(area->armed, SnapRun, r);
-            for (uint64_t chunk = run.first; chunk < run.end; chunk++) {
-                if (area->chunks[chunk].claimed) {
-                    SnapPageRef ref = (SnapPageRef)i << SNAP_PAGE_REF_BITS | chunk;
-                    g_array_append_val(taken, ref);
-                }
-            }
-        }
+        SnapTracked *tracked = snap_tracker_area(tracker, i);
+        (void)snap_engine_pull(tracker, tracked, tracked->region->host_address, snap_tracked_end(tracked), NULL,
+                               NULL);
     }
-    return taken;
 }
 
-/* Protect some pages of one chunk again, run by run. */
-static int protect_pages(const SnapTracker *tracker, const SnapArea *area, uint64_t chunk, uint64_t mask) {
-    uint64_t granule_pages = MAX(area->region->granule_bytes / area->region->page_bytes, 1);
-    while (mask) {
-        unsigned first = (unsigned)__builtin_ctzll(mask);
-        uint64_t rest = ~(mask >> first);
-        unsigned n = rest ? (unsigned)__builtin_ctzll(rest) : 64u - first;
-        n = MIN(n, SNAP_CHUNK_PAGES - first);
-        mask &= n == SNAP_CHUNK_PAGES ? 0 : ~(((UINT64_C(1) << n) - 1) << first);
-        uint64_t from = chunk * SNAP_CHUNK_PAGES + first, to = from + n;
-        from -= from % granule_pages;
-        to = (to + granule_pages - 1) / granule_pages * granule_pages;
-        uint64_t end = MIN(to * area->region->page_bytes, area->region->length_bytes);
-        uint64_t start = from * area->region->page_bytes;
-        int result = start < end ? protect_bytes(tracker, area, start, end) : 0;
-        if (result < 0) {
-            return result;
-        }
-    }
-    return 0;
+static gboolean move(SnapTracker *tracker, SnapTrackMode to, gboolean stands, GError **error)
+    SNAP_REQUIRES(tracker->lock) {
+    pull_all(tracker);
+    snap_engine_close(tracker);
+    tracker->mode = to;
+    return snap_engine_open(tracker, error) &&
+           snap_regions_renew(tracker, stands ? SNAP_TAKE_CLEAN : SNAP_TAKE_DIRTY, error);
 }
 
-static int protect_touched(SnapTracker *tracker, SnapArea *area, uint64_t chunk, uint64_t *ret_pages) {
+typedef gboolean (*Switch)(SnapTracker *tracker, SnapTrackMode to, gboolean stands, GError **error);
+
+static const Switch switches[SNAP_TRACK_MAX][SNAP_TRACK_MAX] = {
+    [SNAP_TRACK_OFF] = {[SNAP_TRACK_ASYNC] = start, [SNAP_TRACK_SYNC] = start},
+    [SNAP_TRACK_ASYNC] = {[SNAP_TRACK_OFF] = stop, [SNAP_TRACK_SYNC] = move},
+    [SNAP_TRACK_SYNC] = {[SNAP_TRACK_OFF] = stop, [SNAP_TRACK_ASYNC] = move},
+};
+
+gboolean snap_tracker_set_mode(SnapTracker *tracker, SnapTrackMode mode, gboolean stands, GError **error) {
+    g_assert(mode < SNAP_TRACK_MAX);
     snap_lock(&tracker->lock);
-    uint64_t mask = area->chunks[chunk].claimed;
-    area->chunks[chunk].claimed = 0;
-    snap_unlock(&tracker->lock);
-    *ret_pages += (uint64_t)__builtin_popcountll(mask);
-    int result = protect_pages(tracker, area, chunk, mask);
-    return result < 0 ? result : snap_holes_record_pages(area, &tracker->reader, chunk, mask);
-}
-
-/* After a munmap or mremap in it: the mapping may be a new one, never registered. */
-static int renew_area(SnapTracker *tracker, SnapArea *area, uint64_t *ret_pages) {
-    snap_lock(&tracker->lock);
-    bool stale = area->stale;
-    area->stale = false;
-    snap_unlock(&tracker->lock);
-    if (!stale) {
-        return 0;
-    }
-    int result = register_area(tracker, area);
-    for (guint i = 0; i < area->armed->len && result == 0; i++) {
-        SnapRun run = g_array_index(area->armed, SnapRun, i);
-        *ret_pages += (run.end - run.first) * SNAP_CHUNK_PAGES;
-        result = protect_run(tracker, area, run);
-        if (result == 0) {
-            result = snap_holes_record_run(area, &tracker->reader, tracker->pagemap, run);
+    gboolean done = TRUE;
+    if (tracker->suspended) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "a snapshot of the guest is being taken");
+        done = FALSE;
+    } else if (switches[tracker->mode][mode]) {
+        done = switches[tracker->mode][mode](tracker, mode, stands, error);
+        if (!done) {
+            stop(tracker, SNAP_TRACK_OFF, FALSE, NULL);
         }
-    }
-    if (result < 0) {
-        /* Not all of it is mapped now. The listing at the point will tell what is left of it. */
-        snap_lock(&tracker->lock);
-        area->stale = true;
-        snap_unlock(&tracker->lock);
-    }
-    return result == -ESRCH ? result : 0;
-}
-
-gboolean snap_tracker_round(SnapTracker *tracker, uint64_t *ret_pages, GError **error) {
-    g_autoptr(GArray) touched = take_touched(tracker);
-    uint64_t pages = 0;
-    for (guint i = 0; i < touched->len; i++) {
-        SnapPageRef ref = g_array_index(touched, SnapPageRef, i);
-        SnapArea *area = snap_tracker_area(tracker, (guint)(ref >> SNAP_PAGE_REF_BITS));
-        uint64_t chunk = ref & ((UINT64_C(1) << SNAP_PAGE_REF_BITS) - 1);
-        int result = area->dropped || chunk >= area->n_chunks ? 0 : protect_touched(tracker, area, chunk, &pages);
-        if (result == -ENOENT) {
-            area->stale = true;
-        } else if (result < 0) {
-            return range_error(error, result, area->region, "protect it again");
-        }
-    }
-    for (guint i = 0; i < tracker->areas->len; i++) {
-        SnapArea *area = snap_tracker_area(tracker, i);
-        int result = area->dropped ? 0 : renew_area(tracker, area, &pages);
-        if (result == 0 && !area->dropped && !area->stale) {
-            result = arm_gaps(tracker, area, &pages);
-        }
-        if (result == -ENOENT) {
-            area->stale = true;
-        } else if (result < 0) {
-            return range_error(error, result, area->region, "protect it");
-        }
-    }
-    *ret_pages = pages;
-    return TRUE;
-}
-
-/* Nothing was touched since the last round, and nothing is half mapped. */
-static bool switch_to_sync(SnapTracker *tracker) {
-    snap_lock(&tracker->lock);
-    bool quiet = tracker->n_touched == 0 && !tracker->touched_overflow && tracker->mode == SNAP_TRACK_LOG;
-    for (guint i = 0; i < tracker->areas->len && quiet; i++) {
-        const SnapArea *area = snap_tracker_area(tracker, i);
-        quiet = area->dropped || !area->stale;
-    }
-    if (quiet) {
-        tracker->mode = SNAP_TRACK_SYNC;
     }
     snap_unlock(&tracker->lock);
-    return quiet;
+    return done;
 }
 
-gboolean snap_tracker_point(SnapTracker *tracker, GError **error) {
-    for (int i = 0; i < POINT_ROUNDS_MAX; i++) {
-        uint64_t pages;
-        if (!snap_tracker_round(tracker, &pages, error)) {
-            return FALSE;
-        }
-        if (switch_to_sync(tracker)) {
-            return TRUE;
-        }
-        if (snap_tracker_failed(tracker, error)) {
-            return FALSE;
-        }
-    }
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT,
-                "the guest's memory is still written although it is stopped; is another process mapping it?");
-    return FALSE;
-}
-
-/* ---- release --------------------------------------------------------------------------------------------- */
-
-static void unregister_bytes(const SnapTracker *tracker, uint64_t start, uint64_t end, uint64_t piece) {
-    uint64_t waited_us = 0;
-    while (start < end) {
-        uint64_t next = piece == UINT64_MAX ? end : MIN(end, start / piece * piece + piece);
-        int result = snap_uffd_unregister(tracker->uffd, start, next - start);
-        if (result == -EAGAIN && waited_us < EVENT_WAIT_US) {
-            usleep(EVENT_STEP_US);
-            waited_us += EVENT_STEP_US;
-            continue;
-        }
-        if (result == -ESRCH) {
-            return;
-        }
-        start = next;
-    }
-}
-
-void snap_tracker_release(SnapTracker *tracker) {
+SnapTrackMode snap_tracker_mode(SnapTracker *tracker) {
     snap_lock(&tracker->lock);
-    tracker->mode = SNAP_TRACK_OFF;
-    g_autofree SnapExtent *extents =
-        g_memdup2(tracker->layout.extents, tracker->layout.n_extents * sizeof *tracker->layout.extents);
-    uint32_t n = tracker->layout.n_extents;
-    tracker->layout.n_extents = 0;
+    SnapTrackMode mode = tracker->mode;
     snap_unlock(&tracker->lock);
-    for (uint32_t i = 0; i < n; i++) {
-        const SnapArea *area = snap_tracker_area(tracker, extents[i].area);
-        /* A cut mapping grows together again when all is done, but for hugetlb, whose mappings never merge. */
-        bool whole = area->region->granule_bytes > area->region->page_bytes;
-        uint64_t piece = whole ? UINT64_MAX : PIECE_BLOCKS * area->block_bytes;
-        unregister_bytes(tracker, extents[i].address, extents[i].address + extents[i].length, piece);
+    return mode;
+}
+
+/* ---- beside a snapshot ----------------------------------------------------------------------------------- */
+
+void snap_tracker_suspend(SnapTracker *tracker) {
+    snap_lock(&tracker->lock);
+    if (tracker->mode != SNAP_TRACK_OFF) {
+        pull_all(tracker);
+        snap_engine_close(tracker);
+        tracker->suspended = true;
     }
+    snap_unlock(&tracker->lock);
+}
+
+/* An error shows at the next collection or watch: the mode is OFF then. */
+void snap_tracker_resume(SnapTracker *tracker) {
+    snap_lock(&tracker->lock);
+    if (tracker->suspended) {
+        tracker->suspended = false;
+        if (!snap_engine_open(tracker, NULL) || !snap_regions_renew(tracker, SNAP_TAKE_DIRTY, NULL)) {
+            stop(tracker, SNAP_TRACK_OFF, FALSE, NULL);
+        }
+    }
+    snap_unlock(&tracker->lock);
+}
+
+/* ---- views ----------------------------------------------------------------------------------------------- */
+
+void snap_tracker_share(void *opaque, uint64_t start_address, uint64_t end_address) {
+    SnapTracker *tracker = opaque;
+    tracker->alone = false;
+    for (guint i = 0; i < tracker->watches->len; i++) {
+        SnapWatch *watch = g_ptr_array_index(tracker->watches, i);
+        snap_view_mark(&watch->view, start_address, end_address);
+    }
+    for (guint i = snap_regions_find(tracker, start_address); i < tracker->areas->len; i++) {
+        SnapTracked *tracked = snap_tracker_area(tracker, i);
+        if (tracked->region->host_address >= end_address) {
+            break;
+        }
+        if (tracked->listed) {
+            snap_view_mark(&tracked->own, start_address, end_address);
+        }
+    }
+}
+
+void snap_tracker_mark_dirty(SnapTracker *tracker, uint64_t address, uint64_t length_bytes) {
+    snap_lock(&tracker->lock);
+    snap_tracker_share(tracker, address, address + length_bytes);
+    snap_unlock(&tracker->lock);
 }

@@ -1,155 +1,125 @@
 /*
- * Tracker: a guest's memory under sync write-protection, up to and across one point in time.
+ * The tracker, inside the library: see libsnap.h.
  *
- *   mode   what the fault thread does with a faulting page              who enters it
- *   OFF    un-protects it                                               new, release
- *   LOG    un-protects it and remembers it (pre-arm)                    snap_tracker_start
- *   SYNC   claims it, copies it to the pool, un-protects it             snap_tracker_point
+ *     track.c           life, modes and switches
+ *     track-engine.c    the two ways to log, behind one table
+ *     track-regions.c   which regions are logged, as the guest maps and unmaps
+ *     watch.c           collections and watches
  *
- *   chunk phase   moved by   to         when
- *   PROTECTED     sweep      SWEEPING   it claims the pages that no fault has claimed
- *   SWEEPING      sweep      PROTECTED  the copy proved invalid: the guest moved or dropped the pages meanwhile
- *   SWEEPING      sweep      CAPTURED   the copy is good and the pre-images are taken over
- *   CAPTURED      sweep      RELEASED   the kernel has un-protected it (EAGAIN while an event is pending)
+ * Areas are disjoint. What the kernel reports goes to every consumer whose range it is in, as bits of its view;
+ * who asks gets its own bits. So nobody takes anything from another, and the kernel is asked with get-and-clear
+ * only.
  *
- * A page is captured once, by who claims it. Why a copy is good: every page is write-protected from the point in
- * time until somebody here un-protects it, and whatever else takes the content away (munmap, mremap, madvise, hole
- * punching) takes the protection away with it. So a page that is *still protected after it was copied* was copied
- * as it was at the point. Nothing is inferred from the order of messages.
- *
- * Threads: the job thread calls everything here and the sweep (sweep.h); the fault thread (faults.h) serves
- * messages. One lock between them, held for a page copy at most, never by anyone who does I/O. The fault thread
- * allocates nothing, logs nothing, and touches no memory but its own, the pool's and what is mapped for it: it may
- * run in the very process whose heap is protected.
+ * Locks: the tracker's, held by every call; above the sync engine's.
  */
 #pragma once
 
-#include "area.h"
-#include "layout.h"
-#include "lock.h"
-#include "memory.h"
-#include "pool.h"
-#include "stats.h"
-#include "uapi.h"
+#include "guest.h"
+#include "track-async.h"
+#include "track-sync.h"
+#include "view.h"
 
-typedef enum {
-    SNAP_TRACK_OFF,
-    SNAP_TRACK_LOG,
-    SNAP_TRACK_SYNC,
-    SNAP_TRACK_MAX,
-} SnapTrackMode;
-
-/* A page, in one word: 20 bits of area, 44 of page. */
-typedef uint64_t SnapPageRef;
-#define SNAP_PAGE_REF_BITS 44u
-#define SNAP_TOUCHED_MAX 65536u /* remembered one by one; more, and all chunks are looked through */
-#define SNAP_HOT_MAX 8192u
-#define SNAP_QUEUED_MAX 8192u /* one waiting fault a thread of the guest */
-
-/* Why it cannot go on; the first reason counts. Allocates nothing, so that the fault thread can set it. */
+/* One area that is logged. */
 typedef struct {
-    int code;   /* SnapErrorCode, -1 while all is well */
-    int errnum; /* or 0 */
-    const char *what;
-    uint32_t area;
-    uint64_t offset;
-} SnapTrackFailure;
+    SnapRegion *region; /* owned */
+    SnapArea *area; /* ASYNC: owned; SYNC: the engine's; NULL: cannot be protected, all of it is always dirty */
+    SnapView own;   /* what snap_tracker_collect() has to tell and has not */
+    bool listed;    /* one of the guest's regions; else only some watch's range */
+} SnapTracked;
 
-/* A unit of chunks that the sweep captures at once. */
-typedef struct {
-    uint32_t area;
-    uint32_t n_chunks;
-    uint64_t first;
-} SnapUnit;
-
-typedef struct {
-    /* set before start */
-    int pid;
-    int uffd;
-    int fdinfo;
-    int pagemap;
-    int stop_fd; /* eventfd: the fault thread ends */
-    uint64_t page_bytes;
-    SnapAtCap at_cap;
-    SnapMemoryReader reader;
-    GThread *thread;
+struct SnapTracker {
+    /* set before use */
+    SnapGuest *guest;
+    char *region_glob;
+    GPatternSpec *glob;
 
     SnapLock lock;
-    /* under lock; areas and their armed runs are changed by the job thread only, so it may read them without */
-    GPtrArray *areas;
+    /* under lock */
     SnapTrackMode mode;
-    SnapPool *pool;
-    SnapLayout layout;
-    SnapPageRef *touched; /* LOG */
-    uint32_t n_touched;
-    bool touched_overflow;
-    SnapUnit *hot; /* ring; n_hot from first_hot on */
-    uint32_t first_hot;
-    uint32_t n_hot;
-    SnapTrackFailure failure;
-    SnapHistogram latency;
-    uint64_t pages_by_fault;
+    bool suspended; /* a snapshot has the guest's memory: everything is dirty */
+    bool alone;     /* nothing was ever put into a view: what the kernel says goes straight to the caller */
+    SnapAsync async;
+    SnapSync *sync;
+    GPtrArray *areas;   /* of SnapTracked, by address */
+    GPtrArray *watches; /* of SnapWatch, borrowed */
+    uint64_t maps_hash; /* of the guest's /proc/PID/maps when regions were listed last */
+};
 
-    /* job thread only */
-    GArray *backlog; /* of SnapUnit: captured, still to be released */
+struct SnapWatch {
+    SnapTracker *tracker;
+    SnapView view; /* under the tracker's lock */
+};
 
-    /* fault thread only */
-    struct uffd_msg *queued; /* faults read on the way to an event; ring */
-    uint32_t first_queued;
-    uint32_t n_queued;
-} SnapTracker;
+/* Called for dirty bytes, by address. */
+typedef void (*SnapAddressFunc)(void *opaque, uint64_t start, uint64_t end);
 
-/*
- * @uffd: (take) a fresh descriptor of the guest's address space. @pool_pages: the cap on pre-images.
- * Errors: NOT_SUPPORTED, this kernel lacks a feature, by name; PERMISSION; GUEST_GONE.
- */
-SnapTracker *snap_tracker_new(int pid, int uffd, uint32_t pool_pages, SnapAtCap at_cap, GError **error);
+/* ---- track.c --------------------------------------------------------------------------------------------- */
 
-/* Release what is still protected, end the thread, free. NULL is allowed. */
-void snap_tracker_free(SnapTracker *tracker);
+/* A snapshot begins, and needs the guest's memory for itself; and is over. */
+void snap_tracker_suspend(SnapTracker *tracker) SNAP_EXCLUDES(tracker->lock);
+void snap_tracker_resume(SnapTracker *tracker) SNAP_EXCLUDES(tracker->lock);
 
-/* Start the fault thread: OFF → LOG. */
-void snap_tracker_start(SnapTracker *tracker);
+/* Put dirty bytes into every view they are in. A SnapAddressFunc. */
+void snap_tracker_share(void *tracker, uint64_t start, uint64_t end);
 
-/*
- * Register @region (take) and protect what it holds. @stands: the guest does not run, so what was listed is there;
- * else a region that has gone is dropped without an error. Errors: REFUSED, another userfaultfd has it;
- * NOT_SUPPORTED, this kind of mapping cannot be protected; GUEST_GONE.
- */
-gboolean snap_tracker_add(SnapTracker *tracker, SnapRegion *region, bool stands, GError **error);
+/* ---- track-engine.c -------------------------------------------------------------------------------------- */
 
-/* One pre-arm round: protect what was touched or filled since the last. @ret_pages: how much that was. */
-gboolean snap_tracker_round(SnapTracker *tracker, uint64_t *ret_pages, GError **error);
+/* What is dirty when an area is taken up. */
+typedef enum {
+    SNAP_TAKE_CLEAN, /* nothing */
+    SNAP_TAKE_DIRTY, /* all that is filled: told to snap_tracker_share() */
+} SnapTake;
+
+gboolean snap_engine_open(SnapTracker *tracker, GError **error) SNAP_REQUIRES(tracker->lock);
+void snap_engine_close(SnapTracker *tracker) SNAP_REQUIRES(tracker->lock);
 
 /*
- * The guest stands still and the areas are what it has: take the point in time, LOG → SYNC. Errors: TIMED_OUT,
- * something still writes.
+ * Log @tracked. @register_start, @register_end: what is registered for it, at least its region. Return: FALSE
+ * without an error when it is not there any more.
  */
-gboolean snap_tracker_point(SnapTracker *tracker, GError **error);
+gboolean snap_engine_add(SnapTracker *tracker, SnapTracked *tracked, uint64_t register_start,
+                         uint64_t register_end, SnapTake take, GError **error) SNAP_REQUIRES(tracker->lock);
+void snap_engine_drop(SnapTracker *tracker, SnapTracked *tracked) SNAP_REQUIRES(tracker->lock);
 
-/* → OFF: un-protect everything and forget the registrations, in pieces that do not hold up the guest. */
-void snap_tracker_release(SnapTracker *tracker);
+/*
+ * Get and clear what was written in [start, end) of an area, addresses; the sync engine looks everywhere. @func:
+ * NULL for snap_tracker_share(). Return: 0; -EPERM, the area is not (any more) registered as a whole; -ESRCH;
+ * -errno.
+ */
+int snap_engine_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end,
+                     SnapAddressFunc func, void *opaque) SNAP_REQUIRES(tracker->lock);
 
-/* Whether fault thread or sweep have given up; sets *error then, naming region and address. */
-gboolean snap_tracker_failed(SnapTracker *tracker, GError **error);
+/* Set @error for what an engine said about @region. Return: FALSE. */
+gboolean snap_engine_fail(int result, const SnapRegion *region, GError **error);
 
-/* Length of the region that was LOST, or 0 when none was. */
-uint64_t snap_tracker_lost_bytes(SnapTracker *tracker);
+/* ---- track-regions.c ------------------------------------------------------------------------------------- */
 
-/* Set the failure, if it is the first; the guest is released from then on. */
-void snap_tracker_fail_locked(SnapTracker *tracker, SnapTrackFailure failure) SNAP_REQUIRES(tracker->lock);
+void snap_tracked_free(SnapTracked *tracked);
 
-/* Remember that pages of a chunk were touched. */
-void snap_tracker_touch_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk, uint64_t mask)
+/*
+ * Bring the areas in line with what the guest maps now. @force: even where its mappings read the same. @take: for
+ * what is new.
+ */
+gboolean snap_regions_refresh(SnapTracker *tracker, bool force, SnapTake take, GError **error)
     SNAP_REQUIRES(tracker->lock);
 
-/*
- * Put a chunk into the queue that the sweep serves first. @waiting: a writer sleeps until it is swept, so it goes
- * to the front; entries of a chunk that is captured by the time they are reached count for nothing.
- */
-void snap_tracker_heat_locked(SnapTracker *tracker, uint32_t area, uint64_t chunk, bool waiting)
-    SNAP_REQUIRES(tracker->lock);
+/* Take up all areas again, with another engine. What is gone is dropped. */
+gboolean snap_regions_renew(SnapTracker *tracker, SnapTake take, GError **error) SNAP_REQUIRES(tracker->lock);
 
-static inline SnapArea *snap_tracker_area(const SnapTracker *tracker, uint32_t i) {
+/* Drop the areas that are neither listed nor watched. */
+void snap_regions_drop_unwatched(SnapTracker *tracker) SNAP_REQUIRES(tracker->lock);
+
+/* Index of the first area that ends behind @address. */
+guint snap_regions_find(const SnapTracker *tracker, uint64_t address);
+
+/* See that areas cover [start, end). Errors: as of snap_watch_new(). */
+gboolean snap_regions_cover(SnapTracker *tracker, uint64_t start, uint64_t end, uint64_t *ret_granule_bytes,
+                            GError **error) SNAP_REQUIRES(tracker->lock);
+
+static inline SnapTracked *snap_tracker_area(const SnapTracker *tracker, guint i) {
     return g_ptr_array_index(tracker->areas, i);
+}
+
+static inline uint64_t snap_tracked_end(const SnapTracked *tracked) {
+    return tracked->region->host_address + tracked->region->length_bytes;
 }

@@ -1,12 +1,5 @@
-/*
- * Command family image: see image.h.
- *
- * What counts as an image when a folder is listed: a directory that has a manifest, or that has a ram folder, as
- * an image has from its first moment. Everything else in the folder is passed over in silence.
- */
+/* Command family image: see image.h. */
 #include "image.h"
-
-#include <errno.h>
 
 static uint64_t region_data_bytes(const SnapImage *image, guint i) {
     uint64_t total = 0, start = 0, end = 0;
@@ -39,10 +32,12 @@ static uint64_t image_length_bytes(const SnapImage *image) {
 }
 
 /* The members that info and list have in common. */
-static void add_head(json_object *object, const SnapImage *image) {
-    const SnapImageInfo *info = snap_image_info(image);
+static void add_head(json_object *object, const SnapImageInfo *info, const char *parent_dir) {
     qapi_json_add_string(object, "id", info->id);
     qapi_json_add_string(object, "parent-id", info->parent_id);
+    qapi_json_add_string(object, "parent-dir", parent_dir);
+    qapi_json_add_uint(object, "parents", info->n_parents);
+    qapi_json_add_uint(object, "pages-held", info->pages_held);
     qapi_json_add_string(object, "driver", info->driver);
     qapi_json_add_string(object, "created", info->created);
 }
@@ -75,7 +70,7 @@ json_object *qapi_image_info(const char *dir, GError **error) {
 
     json_object *result = json_object_new_object();
     qapi_json_add_string(result, "dir", dir);
-    add_head(result, image);
+    add_head(result, info, info->parent_dir);
     qapi_json_add_uint(result, "page-bytes", info->page_bytes);
     qapi_json_add_uint(result, "length-bytes", image_length_bytes(image));
     qapi_json_add_uint(result, "data-bytes", data_bytes);
@@ -87,62 +82,18 @@ json_object *qapi_image_info(const char *dir, GError **error) {
 
 /* ---- list ------------------------------------------------------------------------------------------------ */
 
-static json_object *listed(const char *dir) {
+static json_object *listed(const SnapImageEntry *entry) {
     json_object *object = json_object_new_object();
-    qapi_json_add_string(object, "dir", dir);
-    g_autoptr(GError) problem = NULL;
-    g_autoptr(SnapImage) image = snap_image_open(dir, &problem);
-    qapi_json_add_bool(object, "complete", image != NULL);
-    if (!image) {
-        qapi_json_add_string(object, "problem", problem->message);
-        return object;
+    qapi_json_add_string(object, "dir", entry->dir);
+    qapi_json_add_bool(object, "complete", !entry->problem);
+    if (entry->info.id) {
+        add_head(object, &entry->info, entry->parent_dir);
+        qapi_json_add_uint(object, "regions", entry->info.n_regions);
+        qapi_json_add_uint(object, "length-bytes", entry->length_bytes);
     }
-    add_head(object, image);
-    qapi_json_add_uint(object, "regions", snap_image_info(image)->n_regions);
-    qapi_json_add_uint(object, "length-bytes", image_length_bytes(image));
+    if (entry->problem)
+        qapi_json_add_string(object, "problem", entry->problem->message);
     return object;
-}
-
-static gboolean looks_like_image(const char *dir) {
-    g_autofree char *manifest = g_build_filename(dir, "manifest.json", NULL);
-    g_autofree char *ram = g_build_filename(dir, "ram", NULL);
-    return g_file_test(manifest, G_FILE_TEST_EXISTS) || g_file_test(ram, G_FILE_TEST_IS_DIR);
-}
-
-static int compare_names(const void *a, const void *b) {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* GLib's text for these names the folder in the middle, and its code hides the errno. */
-static int errno_of_file_error(const GError *error) {
-    switch (error->code) {
-    case G_FILE_ERROR_NOENT:
-        return ENOENT;
-    case G_FILE_ERROR_ACCES:
-        return EACCES;
-    case G_FILE_ERROR_NOTDIR:
-        return ENOTDIR;
-    default:
-        return EIO;
-    }
-}
-
-/* The images of one folder, by name. */
-static gboolean list_folder(const char *folder, json_object *images, GError **error) {
-    g_autoptr(GError) why = NULL;
-    g_autoptr(GDir) dir = g_dir_open(folder, 0, &why);
-    if (!dir) {
-        snap_set_errno(error, errno_of_file_error(why), "%s", folder);
-        return FALSE;
-    }
-    g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
-    for (const char *name = g_dir_read_name(dir); name; name = g_dir_read_name(dir))
-        g_ptr_array_add(names, g_build_filename(folder, name, NULL));
-    g_ptr_array_sort(names, compare_names);
-    for (guint i = 0; i < names->len; i++)
-        if (looks_like_image(names->pdata[i]))
-            json_object_array_add(images, listed(names->pdata[i]));
-    return TRUE;
 }
 
 json_object *qapi_image_list(const char *const *dirs, GError **error) {
@@ -150,15 +101,17 @@ json_object *qapi_image_list(const char *const *dirs, GError **error) {
     json_object *images = json_object_new_array();
     qapi_json_add(result, "images", images);
     for (; *dirs; dirs++) {
-        if (looks_like_image(*dirs))
-            json_object_array_add(images, listed(*dirs));
-        else if (!list_folder(*dirs, images, error))
+        g_autoptr(GPtrArray) entries = snap_image_list(*dirs, error);
+        if (!entries)
             return NULL;
+        for (guint i = 0; i < entries->len; i++)
+            json_object_array_add(images, listed(entries->pdata[i]));
     }
     return g_steal_pointer(&result);
 }
 
-/* ---- verify, delete -------------------------------------------------------------------------------------- */
+/* ---- verify, merge, delete
+ * -------------------------------------------------------------------------------------- */
 
 json_object *qapi_image_verify(const char *dir, SnapProgressFunc progress, void *opaque, GError **error) {
     g_autoptr(SnapImage) image = snap_image_open(dir, error);
@@ -167,6 +120,21 @@ json_object *qapi_image_verify(const char *dir, SnapProgressFunc progress, void 
     json_object *result = json_object_new_object();
     qapi_json_add_string(result, "dir", dir);
     qapi_json_add_string(result, "id", snap_image_info(image)->id);
+    qapi_json_add_uint(result, "regions", snap_image_info(image)->n_regions);
+    qapi_json_add_uint(result, "length-bytes", image_length_bytes(image));
+    return result;
+}
+
+json_object *qapi_image_merge(const char *dir, const char *out, SnapProgressFunc progress, void *opaque,
+                              GError **error) {
+    g_autoptr(SnapImage) image = snap_image_open(dir, error);
+    if (!image || !snap_image_merge(image, out, progress, opaque, error))
+        return NULL;
+    json_object *result = json_object_new_object();
+    qapi_json_add_string(result, "dir", dir);
+    qapi_json_add_string(result, "out", out);
+    qapi_json_add_string(result, "id", snap_image_info(image)->id);
+    qapi_json_add_uint(result, "merged", snap_image_info(image)->n_parents + 1);
     qapi_json_add_uint(result, "regions", snap_image_info(image)->n_regions);
     qapi_json_add_uint(result, "length-bytes", image_length_bytes(image));
     return result;

@@ -20,6 +20,20 @@ static json_object *item_to_json(const SnapProbeItem *item) {
     return object;
 }
 
+static gboolean has(const SnapProbeItem *items, guint n, const char *group, const char *name) {
+    for (guint i = 0; i < n; i++)
+        if (g_str_equal(items[i].group, group) && g_str_equal(items[i].name, name))
+            return items[i].answer == SNAP_PROBE_YES;
+    return FALSE;
+}
+
+/* As snap_tracker_set_mode() will find it: the thread needs what every snapshot needs. */
+static SnapTrackMode dirty_log(const SnapProbeItem *items, guint n, gboolean ready) {
+    if (has(items, n, "userfaultfd", "wp-async") && has(items, n, "pagemap", "scan"))
+        return SNAP_TRACK_ASYNC;
+    return ready ? SNAP_TRACK_SYNC : SNAP_TRACK_OFF;
+}
+
 json_object *qapi_probe(void) {
     guint n = 0;
     g_autofree SnapProbeItem *items = snap_probe(&n);
@@ -32,6 +46,7 @@ json_object *qapi_probe(void) {
     }
     json_object *result = json_object_new_object();
     qapi_json_add_bool(result, "ready", ready);
+    qapi_json_add_string(result, "dirty-log", snap_track_mode_name(dirty_log(items, n, ready)));
     qapi_json_add(result, "items", list);
     return result;
 }

@@ -6,7 +6,7 @@
 
 #define PROGRESS_INTERVAL_MS 100
 
-static SnapGuest *open_guest(const QapiTarget *target, GError **error) {
+SnapGuest *qapi_open_guest(const QapiTarget *target, GError **error) {
     switch (target->kind) {
     case QAPI_TARGET_PID:
         return process_guest_new(target->process.pid, error);
@@ -31,15 +31,18 @@ static json_object *latency_to_json(const SnapSaveStats *stats) {
     return object;
 }
 
-static json_object *stats_to_json(const char *dir, const SnapSaveStats *stats) {
+static json_object *stats_to_json(const SnapSaveOptions *options, const SnapSaveStats *stats) {
     json_object *pages = json_object_new_object();
     qapi_json_add_uint(pages, "total", stats->pages_total);
     qapi_json_add_uint(pages, "zero", stats->pages_zero);
+    qapi_json_add_uint(pages, "unchanged", stats->pages_unchanged);
     qapi_json_add_uint(pages, "by-sweep", stats->pages_by_sweep);
     qapi_json_add_uint(pages, "by-fault", stats->pages_by_fault);
 
     json_object *object = json_object_new_object();
-    qapi_json_add_string(object, "image", dir);
+    qapi_json_add_string(object, "image", options->dir);
+    if (options->parent_dir)
+        qapi_json_add_string(object, "parent", options->parent_dir);
     qapi_json_add_uint(object, "attempts", stats->attempts);
     qapi_json_add_double(object, "pause-us", us(stats->pause_ns));
     qapi_json_add_double(object, "prepare-ms", us(stats->prepare_ns) / 1e3);
@@ -75,16 +78,18 @@ static gboolean wait_for_end(SnapSave *save, QapiSaveProgressFunc progress, void
     return snap_save_wait(save, -1, error);
 }
 
-json_object *qapi_save(const QapiSaveOptions *options, QapiSaveProgressFunc progress, void *opaque,
-                       GError **error) {
-    g_autoptr(SnapGuest) guest = open_guest(&options->target, error);
-    if (!guest)
-        return NULL;
-    /* Declared after the guest, so that it is freed before it. */
-    g_autoptr(SnapSave) save = snap_save_start(guest, &options->save, error);
+json_object *qapi_save_guest(SnapGuest *guest, const SnapSaveOptions *options, QapiSaveProgressFunc progress,
+                             void *opaque, GError **error) {
+    g_autoptr(SnapSave) save = snap_save_start(guest, options, error);
     if (!save || !wait_for_end(save, progress, opaque, error))
         return NULL;
     SnapSaveStats stats;
     snap_save_get_stats(save, &stats);
-    return stats_to_json(options->save.dir, &stats);
+    return stats_to_json(options, &stats);
+}
+
+json_object *qapi_save(const QapiSaveOptions *options, QapiSaveProgressFunc progress, void *opaque,
+                       GError **error) {
+    g_autoptr(SnapGuest) guest = qapi_open_guest(&options->target, error);
+    return guest ? qapi_save_guest(guest, &options->save, progress, opaque, error) : NULL;
 }

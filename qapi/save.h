@@ -28,6 +28,9 @@ typedef struct {
     SnapSaveOptions save;
 } QapiSaveOptions;
 
+/** qapi_open_guest: attach to @target. Errors: GUEST_GONE and others of its driver. Return: (out) the guest. */
+SnapGuest *qapi_open_guest(const QapiTarget *target, GError **error);
+
 /* Called about ten times a second while it runs; return FALSE to cancel. */
 typedef gboolean (*QapiSaveProgressFunc)(const SnapSaveStats *stats, void *opaque);
 
@@ -35,8 +38,13 @@ typedef gboolean (*QapiSaveProgressFunc)(const SnapSaveStats *stats, void *opaqu
  * qapi_save: snapshot a guest; returns when the image is on disk, or is removed again.
  * @progress: (nullable) called in this thread.
  * Errors: GUEST_GONE, no such process or QMP socket; those of snap_save_start() and snap_save_wait().
- * Return: (out) {image, attempts, pause-us, prepare-ms, total-ms, pages: {total, zero, by-sweep, by-fault},
- *   bytes-written, faults, fault-latency-us: {p50, p99, p999, max}, peak-buffer-bytes}
+ * Return: (out) {image, parent (with one only), attempts, pause-us, prepare-ms, total-ms, pages: {total, zero,
+ * unchanged, by-sweep, by-fault}, bytes-written, faults, fault-latency-us: {p50, p99, p999, max},
+ * peak-buffer-bytes}
  */
 json_object *qapi_save(const QapiSaveOptions *options, QapiSaveProgressFunc progress, void *opaque,
                        GError **error);
+
+/** qapi_save_guest: the same, of a guest that is attached to already. @options: (borrow). */
+json_object *qapi_save_guest(SnapGuest *guest, const SnapSaveOptions *options, QapiSaveProgressFunc progress,
+                             void *opaque, GError **error);

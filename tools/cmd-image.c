@@ -1,4 +1,4 @@
-/* vmsnap info, verify, list, delete: what one does with an image directory. */
+/* vmsnap info, verify, list, merge, delete: what one does with an image directory. */
 #include "command.h"
 #include "interrupt.h"
 #include "progress.h"
@@ -33,7 +33,10 @@ static void print_info(json_object *result) {
     printf("image    %s\n", result_string(result, "dir"));
     printf("id       %s\n", result_string(result, "id"));
     if (result_string(result, "parent-id"))
-        printf("parent   %s\n", result_string(result, "parent-id"));
+        printf("parent   %s, image %s\n", result_string(result, "parent-dir"), result_string(result, "parent-id"));
+    if (result_uint(result, "parents") > 0)
+        printf("chain    %" PRIu64 " images; %" PRIu64 " pages are in this one\n",
+               result_uint(result, "parents") + 1, result_uint(result, "pages-held"));
     printf("created  %s\n", result_string(result, "created"));
     printf("driver   %s\n", result_string(result, "driver"));
     printf("memory   %s, of which %s are not zero; pages of %" PRIu64 " bytes\n", length, data,
@@ -68,20 +71,25 @@ const Command command_info = {
 
 /* ---- list ------------------------------------------------------------------------------------------------ */
 
+static void print_listed(json_object *image) {
+    if (!result_bool(image, "complete")) {
+        g_autofree char *problem = units_format_text(result_string(image, "problem"));
+        printf("%s  incomplete  %s\n", result_string(image, "dir"), problem);
+        return;
+    }
+    g_autofree char *length = units_format_size(result_uint(image, "length-bytes"));
+    g_autofree char *parent =
+        result_string(image, "parent-dir") ? g_path_get_basename(result_string(image, "parent-dir")) : NULL;
+    printf("%s  complete  %s  %s  %s  %" PRIu64 " regions  %s  %" PRIu64 " pages%s%s\n",
+           result_string(image, "dir"), result_string(image, "id"), result_string(image, "created"),
+           result_string(image, "driver"), result_uint(image, "regions"), length, result_uint(image, "pages-held"),
+           parent ? "  on " : "", parent ? parent : "");
+}
+
 static void print_list(json_object *result) {
     json_object *images = result_object(result, "images");
-    for (size_t i = 0; i < json_object_array_length(images); i++) {
-        json_object *image = json_object_array_get_idx(images, i);
-        if (!result_bool(image, "complete")) {
-            g_autofree char *problem = units_format_text(result_string(image, "problem"));
-            printf("%s  incomplete  %s\n", result_string(image, "dir"), problem);
-            continue;
-        }
-        g_autofree char *length = units_format_size(result_uint(image, "length-bytes"));
-        printf("%s  complete  %s  %s  %s  %" PRIu64 " regions  %s\n", result_string(image, "dir"),
-               result_string(image, "id"), result_string(image, "created"), result_string(image, "driver"),
-               result_uint(image, "regions"), length);
-    }
+    for (size_t i = 0; i < json_object_array_length(images); i++)
+        print_listed(json_object_array_get_idx(images, i));
 }
 
 static int run_list(Invocation *invocation) {
@@ -98,8 +106,9 @@ const Command command_list = {
     .operands = "DIR...",
     .summary = "One line an image. DIR is an image, or a folder with images in it.",
     .description =
-        "An image without its manifest is one that was not finished: it cannot be restored, and vmsnap\n"
-        "delete removes it.",
+        "The images of a folder are listed oldest first, each with the pages that it holds itself and the\n"
+        "name of its parent. An image without its manifest is one that was not finished: it cannot be\n"
+        "restored, and vmsnap delete removes it.",
     .run = run_list,
 };
 
@@ -127,9 +136,42 @@ static int run_verify(Invocation *invocation) {
 const Command command_verify = {
     .name = "verify",
     .operands = "DIR",
-    .summary = "Read a whole image and check every byte against its checksums.",
+    .summary = "Read a whole image, and its parents, and check every byte against its checksums.",
     .description = "Exit status 1 and the first thing wrong, with its file, when the image is damaged.",
     .run = run_verify,
+};
+
+/* ---- merge ----------------------------------------------------------------------------------------------- */
+
+static void print_merged(json_object *result) {
+    g_autofree char *length = units_format_size(result_uint(result, "length-bytes"));
+    printf("%s: complete by itself, %" PRIu64 " merged, %" PRIu64 " regions, %s\n", result_string(result, "out"),
+           result_uint(result, "merged"), result_uint(result, "regions"), length);
+}
+
+static int run_merge(Invocation *invocation) {
+    int status = STATUS_DONE;
+    if (!invocation_parse(invocation, NULL, 2, 2, &status))
+        return status;
+    interrupt_catch();
+    Progress progress;
+    progress_init(&progress, "merging");
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result =
+        qapi_image_merge(invocation->argv[0], invocation->argv[1], progress_bytes, &progress, &error);
+    progress_clear(&progress);
+    return result ? invocation_finish(invocation, result, print_merged) : invocation_fail(invocation, error);
+}
+
+const Command command_merge = {
+    .name = "merge",
+    .operands = "DIR OUT",
+    .summary = "Write an image without a parent that is equal to DIR and all its parents.",
+    .description =
+        "OUT has the id of DIR: images whose parent is DIR accept OUT in its place. OUT must not exist, or\n"
+        "be empty; it is there when it is complete, and not before. DIR and its parents stay as they are.\n\n"
+        "Example:\n  vmsnap merge chain/000020 full && vmsnap restore full --qemu -- …",
+    .run = run_merge,
 };
 
 /* ---- delete ---------------------------------------------------------------------------------------------- */
@@ -151,6 +193,7 @@ const Command command_delete = {
     .name = "delete",
     .operands = "DIR",
     .summary = "Remove an image, complete or not.",
-    .description = "A folder that holds anything but an image is refused and stays as it is.",
+    .description = "A folder that holds anything but an image is refused and stays as it is; so is an image that\n"
+                   "another one beside it has as its parent.",
     .run = run_delete,
 };

@@ -16,6 +16,12 @@ static void print_item(json_object *item) {
     }
 }
 
+static const char *describe_log(const char *mode) {
+    return g_str_equal(mode, "async")  ? "async (kernel)"
+           : g_str_equal(mode, "sync") ? "sync (a thread)"
+                                       : "none: something required is missing";
+}
+
 static void print_result(json_object *result) {
     json_object *items = result_object(result, "items");
     const char *group = "";
@@ -27,6 +33,7 @@ static void print_result(json_object *result) {
         group = item_group;
         print_item(item);
     }
+    printf("dirty log: %s\n", describe_log(result_string(result, "dirty-log")));
     puts(result_bool(result, "ready") ? "Snapshots work here."
                                       : "Snapshots do not work here: something required is missing.");
 }

@@ -1,33 +1,32 @@
-/* vmsnap save: one snapshot of one running guest. */
+/* vmsnap save: one snapshot of one running guest, or a chain of them. */
 #include "command.h"
 #include "interrupt.h"
 #include "libsnap.h"
 #include "progress.h"
 #include "qapi/save.h"
+#include "qapi/series.h"
+#include "target.h"
 #include "units.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 
 typedef struct {
-    char *pid;
-    char *qemu;
-    char *libvirt;
+    TargetOptions target;
     char *region;
     char *buffer;
     char *at_cap;
     char *max_bandwidth;
     char *disks;
-    /* Known, so that they can be refused by name. */
     char *parent;
-    char *compress;
     char *every;
+    char *keep;
+    char *count;
+    char *compress; /* known, so that it can be refused by name */
 } Options;
 
 static void options_clear(Options *options) {
-    g_free(options->pid);
-    g_free(options->qemu);
-    g_free(options->libvirt);
+    target_options_clear(&options->target);
     g_free(options->region);
     g_free(options->buffer);
     g_free(options->at_cap);
@@ -36,6 +35,8 @@ static void options_clear(Options *options) {
     g_free(options->parent);
     g_free(options->compress);
     g_free(options->every);
+    g_free(options->keep);
+    g_free(options->count);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Options, options_clear)
 
@@ -47,37 +48,24 @@ static gboolean refuse(const Invocation *invocation, int *ret_status, const char
 }
 
 static gboolean refuse_later_work(const Invocation *invocation, const Options *options, int *ret_status) {
-    if (options->libvirt)
-        return refuse(invocation, ret_status, "--libvirt: not built yet; --qemu with the domain's QMP socket is");
-    if (options->parent)
-        return refuse(invocation, ret_status, "--parent: incremental images are not built yet; leave it out");
     if (options->compress)
         return refuse(invocation, ret_status, "--compress: not built yet; leave it out");
-    if (options->every)
-        return refuse(invocation, ret_status, "--every: not built yet; call vmsnap save again");
     return TRUE;
 }
 
 static gboolean parse_target(const Invocation *invocation, const Options *options, QapiTarget *target,
                              int *ret_status) {
-    if (!options->pid == !options->qemu)
-        return refuse(invocation, ret_status, "one target, please: --pid PID or --qemu QMP-SOCKET");
-    if (options->disks && !options->qemu)
+    if (!target_parse(invocation, &options->target, target, ret_status))
+        return FALSE;
+    if (!options->disks)
+        return TRUE;
+    if (target->kind != QAPI_TARGET_QEMU)
         return refuse(invocation, ret_status, "--disks: only a --qemu guest has disks");
-    if (options->qemu) {
-        *target = (QapiTarget){.kind = QAPI_TARGET_QEMU, .qemu = {.qmp_path = options->qemu}};
-        if (!options->disks || g_str_equal(options->disks, "ignore")) {
-            target->qemu.ignore_disks = options->disks != NULL;
-            return TRUE;
-        }
-        return refuse(invocation, ret_status,
-                      g_str_equal(options->disks, "external") ? "--disks external: not built yet; ignore is"
-                                                              : "--disks: ignore is what there is");
-    }
-    guint64 pid = 0;
-    if (!g_ascii_string_to_unsigned(options->pid, 10, 1, G_MAXINT, &pid, NULL))
-        return refuse(invocation, ret_status, "--pid: not a process id; a number from ps or pidof");
-    *target = (QapiTarget){.kind = QAPI_TARGET_PID, .process = {.pid = (int)pid}};
+    if (g_str_equal(options->disks, "external"))
+        return refuse(invocation, ret_status, "--disks external: not built yet; ignore is");
+    if (!g_str_equal(options->disks, "ignore"))
+        return refuse(invocation, ret_status, "--disks: ignore is what there is");
+    target->qemu.ignore_disks = TRUE;
     return TRUE;
 }
 
@@ -107,11 +95,27 @@ static gboolean parse_tuning(const Invocation *invocation, const Options *option
                       ret_status);
 }
 
-static gboolean parse(Invocation *invocation, Options *options, QapiSaveOptions *ret_save, int *ret_status) {
+static gboolean parse_series(const Invocation *invocation, const Options *options, QapiSeriesOptions *series,
+                             int *ret_status) {
+    if (!options->every && (options->keep || options->count))
+        return refuse(invocation, ret_status, "--keep and --count go with --every");
+    if (options->every && options->parent)
+        return refuse(invocation, ret_status,
+                      "--parent: with --every each image has the one before as its parent");
+    if (options->every && !units_parse_duration(options->every, &series->every_us)) {
+        *ret_status = invocation_usage(invocation, "--every %s: not a time; such as 5s or 500ms", options->every);
+        return FALSE;
+    }
+    return invocation_parse_count(invocation, "--keep", options->keep, &series->keep, ret_status) &&
+           invocation_parse_count(invocation, "--count", options->count, &series->count, ret_status);
+}
+
+static gboolean parse(Invocation *invocation, Options *options, QapiSaveOptions *ret_save,
+                      QapiSeriesOptions *ret_series, int *ret_status) {
     const GOptionEntry entries[] = {
-        {"pid", 0, 0, G_OPTION_ARG_FILENAME, &options->pid, "The guest is this process", "PID"},
-        {"qemu", 0, 0, G_OPTION_ARG_FILENAME, &options->qemu, "The guest is the QEMU behind this QMP socket",
-         "QMP-SOCKET"},
+        {"pid", 0, 0, G_OPTION_ARG_FILENAME, &options->target.pid, "The guest is this process", "PID"},
+        {"qemu", 0, 0, G_OPTION_ARG_FILENAME, &options->target.qemu,
+         "The guest is the QEMU behind this QMP socket", "QMP-SOCKET"},
         {"region", 0, 0, G_OPTION_ARG_FILENAME, &options->region,
          "Only regions whose name matches; * and ? as in a shell", "GLOB"},
         {"buffer", 0, 0, G_OPTION_ARG_FILENAME, &options->buffer, "At most this much memory for buffers (64M)",
@@ -122,10 +126,16 @@ static gboolean parse(Invocation *invocation, Options *options, QapiSaveOptions 
          "SIZE"},
         {"disks", 0, 0, G_OPTION_ARG_FILENAME, &options->disks,
          "--qemu: ignore saves a guest with writable disks, without their content", "ignore"},
-        {"libvirt", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &options->libvirt, NULL, NULL},
-        {"parent", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &options->parent, NULL, NULL},
+        {"parent", 0, 0, G_OPTION_ARG_FILENAME, &options->parent,
+         "Hold only what differs from this image of the same guest", "DIR"},
+        {"every", 0, 0, G_OPTION_ARG_FILENAME, &options->every,
+         "Stay, and take a snapshot each time: DIR/000001, each holding what changed since the one before",
+         "TIME"},
+        {"keep", 0, 0, G_OPTION_ARG_FILENAME, &options->keep, "--every: merge all but the newest N images away",
+         "N"},
+        {"count", 0, 0, G_OPTION_ARG_FILENAME, &options->count, "--every: end after N snapshots", "N"},
+        {"libvirt", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &options->target.libvirt, NULL, NULL},
         {"compress", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &options->compress, NULL, NULL},
-        {"every", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &options->every, NULL, NULL},
         G_OPTION_ENTRY_NULL,
     };
     if (!invocation_parse(invocation, entries, 0, 1, ret_status))
@@ -133,11 +143,13 @@ static gboolean parse(Invocation *invocation, Options *options, QapiSaveOptions 
     QapiSaveOptions save = {0};
     if (!refuse_later_work(invocation, options, ret_status) ||
         !parse_target(invocation, options, &save.target, ret_status) ||
-        !parse_tuning(invocation, options, &save.save, ret_status))
+        !parse_tuning(invocation, options, &save.save, ret_status) ||
+        !parse_series(invocation, options, ret_series, ret_status))
         return FALSE;
     if (!invocation->argv[0])
         return refuse(invocation, ret_status, "DIR is missing: where the image goes");
     save.save.dir = invocation->argv[0];
+    save.save.parent_dir = options->parent;
     *ret_save = save;
     return TRUE;
 }
@@ -174,9 +186,10 @@ static void print_saved(json_object *result) {
     printf("%s: saved\n", result_string(result, "image"));
     printf("  pause    %s\n", pause);
     printf("  time     %s, of which %s to prepare\n", total, prepare);
-    printf("  pages    %" PRIu64 ": %" PRIu64 " zero, %" PRIu64 " by the sweep, %" PRIu64 " by fault\n",
-           result_uint(pages, "total"), result_uint(pages, "zero"), result_uint(pages, "by-sweep"),
-           result_uint(pages, "by-fault"));
+    printf("  pages    %" PRIu64 ": %" PRIu64 " zero, %" PRIu64 " unchanged, %" PRIu64 " by the sweep, %" PRIu64
+           " by fault\n",
+           result_uint(pages, "total"), result_uint(pages, "zero"), result_uint(pages, "unchanged"),
+           result_uint(pages, "by-sweep"), result_uint(pages, "by-fault"));
     printf("  written  %s, %s/s\n", bytes, rate);
     print_faults(result);
     printf("  buffers  %s at most\n", peak);
@@ -195,13 +208,60 @@ static void add_advice(GError *error) {
     error->message = message;
 }
 
+/* ---- a chain --------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Progress progress; /* first: a Series * is what progress_save() takes */
+    const Invocation *invocation;
+    guint n_saved;
+} SeriesView;
+
+static void print_image(json_object *saved, void *opaque) {
+    SeriesView *view = opaque;
+    progress_clear(&view->progress);
+    view->n_saved++;
+    if (view->invocation->json) {
+        puts(json_object_to_json_string_ext(saved, JSON_C_TO_STRING_PLAIN));
+    } else {
+        g_autofree char *pause = units_format_us(result_double(saved, "pause-us"));
+        g_autofree char *total = units_format_us(result_double(saved, "total-ms") * 1e3);
+        g_autofree char *bytes = units_format_size(result_uint(saved, "bytes-written"));
+        printf("%s: %s, pause %s, %s\n", result_string(saved, "image"), bytes, pause, total);
+    }
+    fflush(stdout);
+    progress_init(&view->progress, "saving");
+}
+
+/* Between two snapshots there is nothing to draw. */
+static gboolean series_progress(const SnapSaveStats *stats, void *opaque) {
+    return stats->phase == SNAP_SAVE_DONE ? !interrupt_seen() : progress_save(stats, opaque);
+}
+
+static int run_series(Invocation *invocation, const QapiSaveOptions *save, const QapiSeriesOptions *series) {
+    SeriesView view = {.invocation = invocation};
+    progress_init(&view.progress, "saving");
+    g_autoptr(GError) error = NULL;
+    gboolean ok = qapi_save_series(save, series, print_image, series_progress, &view, &error);
+    progress_clear(&view.progress);
+    if (!ok) {
+        add_advice(error);
+        return invocation_fail(invocation, error);
+    }
+    if (!invocation->json)
+        printf("%s: %u image%s saved\n", save->save.dir, view.n_saved, view.n_saved == 1 ? "" : "s");
+    return fflush(stdout) == 0 ? STATUS_DONE : STATUS_FAILED;
+}
+
 static int run(Invocation *invocation) {
     int status = STATUS_DONE;
     g_auto(Options) options = {0};
     QapiSaveOptions save;
-    if (!parse(invocation, &options, &save, &status))
+    QapiSeriesOptions series = {0};
+    if (!parse(invocation, &options, &save, &series, &status))
         return status;
     interrupt_catch();
+    if (series.every_us)
+        return run_series(invocation, &save, &series);
     Progress progress;
     progress_init(&progress, "saving");
     g_autoptr(GError) error = NULL;
@@ -220,9 +280,12 @@ const Command command_save = {
     .description =
         "The guest is stopped for about a millisecond and runs on while its memory is written out. Ctrl-C\n"
         "gives up: the guest runs on, and DIR is removed. Sizes take a suffix K, M, G or T (binary).\n\n"
+        "An image with a parent holds only what differs; restore, export and verify take the rest from there.\n"
+        "With --every, Ctrl-C ends the chain with the last complete image. Times take ms, s, m or h.\n\n"
         "Examples:\n"
         "  vmsnap save --pid $(pidof redis-server) /var/tmp/redis\n"
         "  vmsnap save --qemu /run/guest.qmp /var/tmp/guest --disks ignore\n"
+        "  vmsnap save --pid $(pidof redis-server) /var/tmp/redis.d --every 5s --keep 10\n"
         "A process needs ptrace rights: be root, or its user with CAP_SYS_PTRACE (vmsnap probe tells).",
     .run = run,
 };

@@ -90,6 +90,19 @@ gboolean invocation_parse(Invocation *invocation, const GOptionEntry *entries, i
     return count_operands(invocation, min_operands, max_operands, ret_status);
 }
 
+gboolean invocation_parse_count(const Invocation *invocation, const char *name, const char *text, guint *ret_count,
+                                int *ret_status) {
+    guint64 count = 0;
+    if (!text)
+        return TRUE;
+    if (!g_ascii_string_to_unsigned(text, 10, 1, G_MAXINT, &count, NULL)) {
+        *ret_status = invocation_usage(invocation, "%s %s: not a number from 1 on", name, text);
+        return FALSE;
+    }
+    *ret_count = (guint)count;
+    return TRUE;
+}
+
 /* ---- the end --------------------------------------------------------------------------------------------- */
 
 /* One line, whatever the message holds. */

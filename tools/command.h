@@ -37,8 +37,8 @@ struct Command {
     int (*run)(Invocation *invocation);
 };
 
-extern const Command command_probe, command_save, command_info, command_verify, command_list, command_delete,
-    command_export, command_restore;
+extern const Command command_probe, command_save, command_info, command_verify, command_list, command_merge,
+    command_delete, command_export, command_restore, command_track;
 
 /* The options that stand before COMMAND as well as after it: --json, --connect, --help. */
 GOptionGroup *invocation_global_options(Invocation *invocation);
@@ -51,6 +51,14 @@ GOptionGroup *invocation_global_options(Invocation *invocation);
  */
 gboolean invocation_parse(Invocation *invocation, const GOptionEntry *entries, int min_operands, int max_operands,
                           int *ret_status);
+
+/**
+ * invocation_parse_count: the number behind an option, from 1 on.
+ * @name: the option's, for the complaint. @text: (nullable) what was given; @ret_count is untouched without.
+ * Return: FALSE when it is not such a number, with the exit status in @ret_status.
+ */
+gboolean invocation_parse_count(const Invocation *invocation, const char *name, const char *text, guint *ret_count,
+                                int *ret_status);
 
 /* One line "vmsnap COMMAND: …" on stderr with a hint at --help. Return: STATUS_USAGE. */
 int invocation_usage(const Invocation *invocation, const char *format, ...) G_GNUC_PRINTF(2, 3);

@@ -45,6 +45,24 @@ gboolean units_parse_size(const char *text, uint64_t *ret_bytes) {
     return TRUE;
 }
 
+gboolean units_parse_duration(const char *text, uint64_t *ret_us) {
+    static const struct {
+        const char *name;
+        uint64_t us;
+    } units[] = {{"", 1000000}, {"s", 1000000}, {"ms", 1000}, {"m", 60000000}, {"h", 3600000000}};
+    uint64_t number = 0;
+    const char *end = NULL;
+    if (!parse_digits(text, &number, &end) || number == 0)
+        return FALSE;
+    for (guint i = 0; i < G_N_ELEMENTS(units); i++) {
+        if (g_str_equal(end, units[i].name) && number <= G_MAXINT64 / units[i].us) {
+            *ret_us = number * units[i].us;
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
 /* Three significant digits, without a decimal point from 100 on. */
 static char *format_scaled(double value, const char *unit) {
     int decimals = value < 10 ? 2 : value < 100 ? 1 : 0;

@@ -2,7 +2,7 @@
  * Fuzzing the decoders of an image: any bytes may come in, as a manifest or as an index; none may crash.
  *
  *     clang -g -O1 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined -Ilibsnap tests/fuzz/fuzz-image.c \
- *         libsnap/{chunk,manifest,image-file,index-read,region,error}.c \
+ *         libsnap/{chunk,manifest,manifest-text,image-file,index-read,region,error}.c \
  *         $(pkg-config --cflags --libs glib-2.0 json-c libxxhash) -o fuzz-image
  *     ./fuzz-image -max_total_time=60
  *
@@ -34,11 +34,12 @@ static void decode_manifest(const uint8_t *data, size_t length) {
 
 static void check_index(const uint8_t *data, size_t length) {
     const SnapIndexHeader header = {.page_bytes = 4096, .n_chunks = 3, .region_bytes = 150 * 4096};
+    uint64_t held = 0;
     int64_t chunk = 0;
     const char *wrong = NULL;
     int fd = memfd_create("index", MFD_CLOEXEC);
     if (fd >= 0 && write(fd, data, length) == (ssize_t)length)
-        snap_index_check(fd, &header, &chunk, &wrong);
+        snap_index_check(fd, &header, &held, &chunk, &wrong);
     if (fd >= 0)
         close(fd);
 }

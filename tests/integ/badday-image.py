@@ -82,6 +82,8 @@ def check_damage_is_seen(folder, image, name, exports):
         line = badday.check_refused(result)
         assert names_file(line, name), line
         assert not os.path.exists(f"{folder}/out")
+    if not name.endswith(".img"):  # pages of zeros are not read for it
+        assert names_file(badday.check_refused(badday.vmsnap(BUILD, "merge", image, f"{folder}/out")), name)
     assert not [entry for entry in os.listdir(folder) if entry not in ("image", "good", "serial")], os.listdir(folder)
 
 
@@ -145,7 +147,7 @@ def strange_directory_is_no_image(folder):
     for name in ("empty", "strange", "file", "missing"):
         path = f"{folder}/{name}"
         for command in (["info", path], ["verify", path], ["export", path, "--format", "elf", "-o", f"{folder}/out"],
-                        ["restore", path, "--qemu", "--", "true"]):
+                        ["merge", path, f"{folder}/out"], ["restore", path, "--qemu", "--", "true"]):
             badday.check_refused(badday.vmsnap(BUILD, *command), path)
     assert sorted(os.listdir(folder)) == ["empty", "file", "strange"]
 

@@ -94,7 +94,19 @@ def wrong_usage_exits_2_with_one_line(_folder):
         (["info"], "DIR"),
         (["info", "a", "b"], "b"),
         (["info", "--fly", "a"], "--fly"),
-        (["track", "--pid", "1"], "track"),
+        (["track"], "--pid"),
+        (["track", "--pid", "1", "--qemu", "s"], "one target"),
+        (["track", "--pid", "x"], "--pid"),
+        (["track", "--libvirt", "guest"], "--libvirt"),
+        (["track", "--pid", "1", "what"], "what"),
+        (["track", "--pid", "1", "--connect", "x"], "--connect"),
+        (["track", "--pid", "1", "--interval", "0"], "--interval"),
+        (["track", "--pid", "1", "--interval", "1.5"], "--interval"),
+        (["track", "--pid", "1", "--interval", "100ms"], "--interval"),
+        (["track", "--pid", "1", "--rounds", "0"], "--rounds"),
+        (["track", "--pid", "1", "--rounds", "-1"], "--rounds"),
+        (["track", "--pid", "1", "--log", "off"], "off"),
+        (["track", "--pid", "1", "--disks", "ignore"], "--disks"),
         (["probe", "--connect", "x"], "--connect"),
         (["--connect", "x", "probe"], "--connect"),
         (["save", "d"], "--pid"),
@@ -105,9 +117,13 @@ def wrong_usage_exits_2_with_one_line(_folder):
         (["save", "--pid", "12x", "d"], "--pid"),
         (["save", "--pid", "99999999999", "d"], "--pid"),
         (["save", "--libvirt", "guest", "d"], "--libvirt"),
-        (["save", "--pid", "1", "--parent", "p", "d"], "--parent"),
+        (["save", "--pid", "1", "--every", "5s", "--parent", "p", "d"], "--parent"),
+        (["save", "--pid", "1", "--keep", "3", "d"], "--every"),
+        (["save", "--pid", "1", "--every", "5s", "--keep", "0", "d"], "--keep"),
+        (["save", "--pid", "1", "--every", "5s", "--count", "x", "d"], "--count"),
         (["save", "--pid", "1", "--compress", "zstd", "d"], "--compress"),
-        (["save", "--pid", "1", "--every", "5", "d"], "--every"),
+        (["save", "--pid", "1", "--every", "0", "d"], "--every"),
+        (["save", "--pid", "1", "--every", "5x", "d"], "5x"),
         (["save", "--pid", "1", "--disks", "ignore", "d"], "--disks"),
         (["save", "--qemu", "s", "--disks", "external", "d"], "--disks"),
         (["save", "--pid", "1", "--at-cap", "cry", "d"], "--at-cap"),
@@ -136,7 +152,8 @@ def help_teaches_and_exits_0(_folder):
     text = run("--help").stdout
     assert "Commands:" in text and "Exit status" in text
     commands = re.findall(r"^  (\w+)  +[A-Z]", text.split("Commands:")[1], re.MULTILINE)
-    assert commands == ["probe", "save", "info", "verify", "list", "export", "delete", "restore"], commands
+    assert commands == ["probe", "save", "track", "info", "verify", "list", "merge", "export", "delete",
+                        "restore"], commands
     for command in commands:
         for args in ([command, "--help"], ["--help", command], [command, "-h"]):
             result = run(*args)
@@ -151,13 +168,16 @@ def json_is_accepted_before_and_after_the_command(_folder):
 
 
 def probe_json_has_every_feature(_folder):
-    items = json.loads(run("probe", "--json").stdout)["items"]
+    answer = json.loads(run("probe", "--json").stdout)
+    items = answer["items"]
+    assert set(answer) == {"ready", "dirty-log", "items"}, set(answer)
     assert {"group", "name", "answer", "required", "lost", "remedy"} == set(items[0])
     assert {item["answer"] for item in items} <= {"yes", "no", "denied"}
     text = run("probe").stdout
     for item in items:
         assert item["name"] in text
         assert (item["lost"] in text) == (item["answer"] != "yes")
+    assert re.search(rf"^dirty log: {answer['dirty-log']} \(", text, re.MULTILINE), text
 
 
 def stdout_that_is_full_fails(_folder):
@@ -195,10 +215,37 @@ def save_json_has_the_members_of_the_manual(folder):
         guest.check_untouched()
     assert set(result) == {"image", "attempts", "pause-us", "prepare-ms", "total-ms", "pages", "bytes-written",
                            "faults", "fault-latency-us", "peak-buffer-bytes"}, result
-    assert set(result["pages"]) == {"total", "zero", "by-sweep", "by-fault"}
+    assert set(result["pages"]) == {"total", "zero", "unchanged", "by-sweep", "by-fault"}
     assert set(result["fault-latency-us"]) == {"p50", "p99", "p999", "max"}
     assert result["bytes-written"] >= GUEST_MIB * MIB
     assert result["pages"]["total"] >= GUEST_MIB * MIB // PAGE
+
+
+def save_with_parent_holds_what_differs(folder):
+    with Guest() as guest, Guest() as other:
+        save(guest, f"{folder}/first")
+        result = json.loads(save(guest, f"{folder}/second", "--parent", f"{folder}/first", "--json").stdout)
+        assert result["parent"] == f"{folder}/first", result
+        assert result["bytes-written"] < MIB and result["pages"]["unchanged"] > GUEST_MIB * MIB // PAGE, result
+        refused = run("save", "--pid", other.pid, f"{folder}/third", "--parent", f"{folder}/first")
+        check_refused(1, refused, f"{folder}/first")
+        missing = run("save", "--pid", guest.pid, f"{folder}/third", "--parent", f"{folder}/missing")
+        check_refused(1, missing, f"{folder}/missing")
+    assert sorted(os.listdir(folder)) == ["first", "second"]
+    assert run("verify", f"{folder}/second").returncode == 0
+
+
+def save_every_makes_a_chain(folder):
+    with Guest() as guest:
+        result = run("save", "--pid", guest.pid, f"{folder}/chain", "--every", "100ms", "--count", "3", "--json")
+        assert result.returncode == 0, result.stderr
+        images = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [os.path.basename(image["image"]) for image in images] == ["000001", "000002", "000003"], images
+        assert [image.get("parent") for image in images[1:]] == [image["image"] for image in images[:2]], images
+        with open(f"{folder}/chain/mine", "w", encoding="ascii"):
+            pass
+        check_refused(1, run("save", "--pid", guest.pid, f"{folder}/chain", "--every", "1"), "mine")
+        guest.check_untouched()
 
 
 def save_with_options_in_any_order_succeeds(folder):
@@ -279,6 +326,31 @@ def progress_is_drawn_on_a_terminal_only(folder):
     lines = drawn.decode().split("\r")
     assert any(re.search(r"saving \[#*\.*\] +\d+% .*/s", line) for line in lines), lines
     assert all(len(line.replace("\x1b[K", "")) < 80 for line in lines), lines
+
+
+# ---- track -------------------------------------------------------------------------------------------------------
+
+
+def track_shows_what_a_sleeping_guest_writes(_folder):
+    with Guest() as guest:
+        result = run("track", "--pid", guest.pid, "--interval", "50", "--rounds", "3", "--json")
+        assert result.returncode == 0 and result.stderr == "", result
+        rounds = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [entry["round"] for entry in rounds] == [1, 2, 3], rounds
+        assert all(entry["pages-total"] >= GUEST_MIB * MIB // PAGE for entry in rounds), rounds
+        assert all(entry["dirty-pages"] < 16 for entry in rounds[1:]), rounds
+        guest.check_untouched()
+
+
+def track_ends_by_ctrl_c_with_status_0(_folder):
+    with Guest() as guest:
+        process = subprocess.Popen([VMSNAP, "track", "--pid", guest.pid, "--interval", "100"], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        assert process.stdout.readline().startswith("round 1: ")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=2)
+        assert process.returncode == 0 and err == "", (process.returncode, err)
+        guest.check_untouched()
 
 
 # ---- export raw --------------------------------------------------------------------------------------------------

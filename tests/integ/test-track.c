@@ -47,7 +47,7 @@ typedef struct {
     Backing backing;
     Writers writers;
     SnapRegion region;
-    SnapTracker *tracker;
+    SnapSync *tracker;
     uint8_t *copy;
     SnapChunk chunks[BUFFERS];
     uint64_t by_fault; /* pre-images of all snapshots: without any, nothing was tested */
@@ -120,7 +120,7 @@ static void sweep_chunk(Rig *rig, uint64_t chunk) {
     }
     snap_sweep_capture(rig->tracker, unit, buffers, &error);
     fail_on(error);
-    const SnapArea *area = snap_tracker_area(rig->tracker, 0);
+    const SnapArea *area = snap_sync_area(rig->tracker, 0);
     for (uint32_t i = 0; i < unit.n_chunks; i++) {
         uint64_t start, end;
         snap_area_bytes(area, (SnapRun){unit.first + i, unit.first + i + 1}, &start, &end);
@@ -129,7 +129,7 @@ static void sweep_chunk(Rig *rig, uint64_t chunk) {
 }
 
 static void sweep_all(Rig *rig) {
-    const SnapArea *area = snap_tracker_area(rig->tracker, 0);
+    const SnapArea *area = snap_sync_area(rig->tracker, 0);
     memset(rig->copy, 0, rig->backing.length_bytes);
     for (guint r = 0; r < area->armed->len; r++) {
         SnapRun run = g_array_index(area->armed, SnapRun, r);
@@ -147,24 +147,24 @@ static void sweep_all(Rig *rig) {
 
 static void snapshot(Rig *rig, SnapMemory memory, uint32_t pool_pages) {
     g_autoptr(GError) error = NULL;
-    rig->tracker = snap_tracker_new(getpid(), snap_uffd_open(), pool_pages, SNAP_AT_CAP_BLOCK, &error);
+    rig->tracker = snap_sync_new(getpid(), snap_uffd_open(), pool_pages, SNAP_AT_CAP_BLOCK, &error);
     fail_on(error);
-    snap_tracker_start(rig->tracker);
-    snap_tracker_add(rig->tracker, describe(rig, memory), false, &error);
+    snap_sync_start(rig->tracker);
+    snap_sync_add(rig->tracker, describe(rig, memory), false, &error);
     fail_on(error);
     for (int i = 0; i < ROUNDS_AHEAD; i++) {
         uint64_t pages;
-        snap_tracker_round(rig->tracker, &pages, &error);
+        snap_sync_round(rig->tracker, &pages, &error);
         fail_on(error);
     }
     writers_stop(&rig->writers);
-    snap_tracker_point(rig->tracker, &error);
+    snap_sync_point(rig->tracker, &error);
     fail_on(error);
     uint64_t at = ((SeqHeader *)rig->backing.arena)->counter;
     let_write(rig);
     sweep_all(rig);
     rig->by_fault += rig->tracker->pages_by_fault;
-    snap_tracker_free(rig->tracker);
+    snap_sync_free(rig->tracker);
     SeqReport report;
     if (!seq_check(rig->copy, rig->backing.length_bytes, &rig->writers.layout, &report)) {
         seq_print_report(stderr, &report);
@@ -230,12 +230,12 @@ static void guard_pages_read_as_zeros(void **state) {
         munmap(memory, length);
         skip();
     }
-    SnapTracker *tracker = snap_tracker_new(getpid(), snap_uffd_open(), 16, SNAP_AT_CAP_BLOCK, &error);
+    SnapSync *tracker = snap_sync_new(getpid(), snap_uffd_open(), 16, SNAP_AT_CAP_BLOCK, &error);
     fail_on(error);
-    snap_tracker_start(tracker);
-    snap_tracker_add(tracker, snap_region_new("guarded", SNAP_MEMORY_ANON, (uintptr_t)memory, length), true,
+    snap_sync_start(tracker);
+    snap_sync_add(tracker, snap_region_new("guarded", SNAP_MEMORY_ANON, (uintptr_t)memory, length), true,
                      &error);
-    snap_tracker_point(tracker, &error);
+    snap_sync_point(tracker, &error);
     fail_on(error);
     g_autofree uint8_t *copy = g_malloc(length);
     SnapChunk chunk = {.data = copy};
@@ -245,7 +245,7 @@ static void guard_pages_read_as_zeros(void **state) {
     for (uint64_t i = 0; i < length; i++) {
         assert_int_equal(copy[i], i / page == 3 ? 0 : 7);
     }
-    snap_tracker_free(tracker);
+    snap_sync_free(tracker);
     munmap(memory, length);
 }
 

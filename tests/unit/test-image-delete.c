@@ -68,6 +68,33 @@ static void delete_ram_that_is_a_link_is_refused(void **state) {
     assert_int_equal(fix_count_entries(elsewhere), 4);
 }
 
+/* @parent: (nullable). */
+static void write_empty(const char *dir, const char *parent) {
+    GError *error = NULL;
+    g_autoptr(SnapImageWriter) writer = snap_image_writer_new(dir, "test", FIX_PAGE, 1, &error);
+    g_autoptr(SnapImage) image = parent ? snap_image_open(parent, &error) : NULL;
+    expect_ok(!parent || (image && snap_image_writer_set_parent(writer, image, &error)), error);
+    expect_ok(snap_image_writer_commit(writer, 0, NULL, 0, &error), error);
+}
+
+static void delete_parent_beside_its_child_is_refused(void **state) {
+    GError *error = NULL;
+    g_autofree char *first = fix_path(state, "first"), *second = fix_path(state, "second"),
+                    *manifest = fix_path(state, "first/manifest.json");
+    write_empty(first, NULL);
+    write_empty(second, first);
+    assert_false(snap_image_delete(first, &error));
+    expect_error(&error, SNAP_ERROR_REFUSED, second);
+    expect_ok(fix_check_image(second, &error), error);
+    expect_ok(snap_image_delete(second, &error), error);
+    expect_ok(snap_image_delete(first, &error), error);
+    /* One that is damaged or incomplete is nobody's parent any more. */
+    write_empty(first, NULL);
+    write_empty(second, first);
+    assert_int_equal(truncate(manifest, 20), 0);
+    expect_ok(snap_image_delete(first, &error), error);
+}
+
 static void delete_nothing_there_is_not_found(void **state) {
     GError *error = NULL;
     g_autofree char *none = fix_path(state, "none"), *file = fix_path(state, "file");
@@ -85,6 +112,7 @@ int main(void) {
         FIX_TEST(delete_what_a_killed_save_left_works),
         FIX_TEST(delete_foreign_things_are_refused_and_all_stays),
         FIX_TEST(delete_ram_that_is_a_link_is_refused),
+        FIX_TEST(delete_parent_beside_its_child_is_refused),
         FIX_TEST(delete_nothing_there_is_not_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

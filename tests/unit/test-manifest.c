@@ -102,6 +102,40 @@ static void decode_unknown_members_are_skipped(void **state) {
     expect_ok(manifest != NULL, error);
 }
 
+static void decode_optional_members_are_kept(void **state) {
+    (void)state;
+    GError *error = NULL;
+    size_t length = 0, again_length = 0;
+    g_autoptr(SnapManifest) manifest = make_manifest();
+    manifest->parent_id = g_strdup("one");
+    manifest->parent_path = g_strdup("../\"one\"");
+    manifest->folding_into = g_strdup("two");
+    manifest->guest = g_strdup("pid 5 since 7");
+    g_autofree char *text = snap_manifest_encode(manifest, &length);
+    g_autoptr(SnapManifest) back = snap_manifest_decode(text, length, &error);
+    expect_ok(back != NULL, error);
+    assert_string_equal(back->parent_id, "one");
+    assert_string_equal(back->parent_path, "../\"one\"");
+    assert_string_equal(back->folding_into, "two");
+    assert_string_equal(back->guest, "pid 5 since 7");
+    g_autofree char *again = snap_manifest_encode(back, &again_length);
+    assert_string_equal(again, text);
+}
+
+static void decode_optional_members_may_be_null_or_not_there(void **state) {
+    (void)state;
+    GError *error = NULL;
+    size_t length = 0;
+    g_autofree char *text =
+        forge("\"parent-id\": null", "\"parent-id\": null, \"parent-path\": null, \"guest\": null", &length);
+    g_autoptr(SnapManifest) manifest = snap_manifest_decode(text, length, &error);
+    expect_ok(manifest != NULL, error);
+    assert_true(!manifest->parent_path && !manifest->guest && !manifest->folding_into);
+    g_autofree char *plain = make_text(&length);
+    assert_null(strstr(plain, "parent-path"));
+    assert_null(strstr(plain, "\"guest\""));
+}
+
 static void decode_newer_version_is_not_supported(void **state) {
     (void)state;
     GError *error = NULL;
@@ -126,6 +160,11 @@ static void decode_nonsense_is_corrupt(void **state) {
         {"\"driver\": \"test\"", "\"driver\": null", "\"driver\""},
         {"\"driver\": \"test\"", "\"driver\": \"te\\u0000st\"", "NUL"},
         {"\"driver\": \"test\"", "\"driver\": \"\xff\"", "not a JSON object"},
+        {"\"parent-id\": null", "\"parent-id\": 5", "parent-id"},
+        {"\"parent-id\": null", "\"parent-id\": \"x\",\n \"parent-path\": 5", "parent-path"},
+        {"\"parent-id\": null", "\"parent-id\": null,\n \"parent-path\": \"a\\u0000b\"", "NUL"},
+        {"\"parent-id\": null", "\"parent-id\": null,\n \"folding-into\": {}", "folding-into"},
+        {"\"driver\": \"test\"", "\"driver\": \"test\", \"guest\": []", "guest"},
         {"\"page-size\": 4096", "\"page-size\": 4095", "page-size"},
         {"\"chunk-pages\": 64", "\"chunk-pages\": 32", "chunk-pages"},
         {"\"regions\": [", "\"regions\": [ 5, ", "region 0 is not an object"},
@@ -201,6 +240,8 @@ int main(void) {
         cmocka_unit_test(decode_every_cut_is_corrupt),
         cmocka_unit_test(decode_every_flipped_bit_is_corrupt),
         cmocka_unit_test(decode_unknown_members_are_skipped),
+        cmocka_unit_test(decode_optional_members_are_kept),
+        cmocka_unit_test(decode_optional_members_may_be_null_or_not_there),
         cmocka_unit_test(decode_newer_version_is_not_supported),
         cmocka_unit_test(decode_nonsense_is_corrupt),
         cmocka_unit_test(encode_is_for_people_and_checkable),

@@ -82,6 +82,7 @@ SnapGuest *process_guest_new(int pid, GError **error) {
     if (!target_check(pid, error)) {
         return NULL;
     }
+    g_autofree char *identity = target_identity(pid);
     g_autoptr(Guard) guard = guard_new(error);
     g_autoptr(Regions) regions = guard ? regions_new(pid, error) : NULL;
     if (!regions) {
@@ -92,5 +93,9 @@ SnapGuest *process_guest_new(int pid, GError **error) {
     guest->guard = g_steal_pointer(&guard);
     guest->regions = g_steal_pointer(&regions);
     guest->freeze = freeze_new(pid);
-    return snap_guest_new("process", pid, &operations, guest);
+    SnapGuest *made = snap_guest_new("process", pid, &operations, guest);
+    if (identity) {
+        snap_guest_set_identity(made, identity);
+    }
+    return made;
 }

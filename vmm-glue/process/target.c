@@ -16,7 +16,7 @@
 #include "libsnap.h"
 
 /* Indices into target_stat_fields(). */
-enum { STAT_STATE = 0, STAT_FLAGS = 6 };
+enum { STAT_STATE = 0, STAT_FLAGS = 6, STAT_START = 19 };
 #define TASK_IS_KERNEL_THREAD 0x00200000 /* PF_KTHREAD of include/linux/sched.h */
 
 static char *read_proc_file(int pid, const char *name) {
@@ -37,6 +37,16 @@ char **target_stat_fields(int pid, pid_t tid) {
     /* The command stands in parentheses and may hold anything, so count from the last one: field 3 follows it. */
     char *rest = text ? strrchr(text, ')') : NULL;
     return rest && rest[1] == ' ' ? g_strsplit(g_strchomp(rest + 2), " ", -1) : g_new0(char *, 1);
+}
+
+char *target_identity(int pid) {
+    g_auto(GStrv) fields = target_stat_fields(pid, pid);
+    g_autofree char *boot = NULL;
+    if (g_strv_length(fields) <= STAT_START ||
+        !g_file_get_contents("/proc/sys/kernel/random/boot_id", &boot, NULL, NULL)) {
+        return NULL;
+    }
+    return g_strdup_printf("process %d, started %s, boot %s", pid, fields[STAT_START], g_strchomp(boot));
 }
 
 char *target_name(int pid, pid_t tid) {

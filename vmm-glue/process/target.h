@@ -35,4 +35,10 @@ gint64 target_status_number(int pid, const char *key);
  */
 char **target_stat_fields(int pid, pid_t tid);
 
+/**
+ * target_identity: what tells @pid from every process before and after it, on this machine and others: the boot,
+ * the number and when it began. Return: (out) g_free() it; NULL when it is gone.
+ */
+char *target_identity(int pid);
+
 G_END_DECLS

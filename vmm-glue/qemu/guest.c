@@ -358,6 +358,18 @@ static const SnapGuestOps ops = {
     .free = guest_free,
 };
 
+/* A machine's UUID, where one was given: a guest that is restored has the same, and may go on with its chain. */
+static void identify(SnapGuest *made, Qmp *qmp) {
+    g_autoptr(json_object) answer = NULL;
+    if (!qmp_command(qmp, "query-uuid", NULL, QMP_TIMEOUT_MS, &answer, NULL))
+        return;
+    const char *uuid = qmp_get_string(answer, "UUID");
+    if (uuid && strspn(uuid, "0-") != strlen(uuid)) {
+        g_autofree char *identity = g_strdup_printf("machine %s", uuid);
+        snap_guest_set_identity(made, identity);
+    }
+}
+
 SnapGuest *qemu_guest_new(const char *qmp_path, const QemuGuestOptions *options, GError **error) {
     QemuGuest *guest = g_new0(QemuGuest, 1);
     guest->path = g_strdup(qmp_path);
@@ -369,5 +381,7 @@ SnapGuest *qemu_guest_new(const char *qmp_path, const QemuGuestOptions *options,
         guest_free(guest);
         return NULL;
     }
-    return snap_guest_new("qemu", guest->pid, &ops, guest);
+    SnapGuest *made = snap_guest_new("qemu", guest->pid, &ops, guest);
+    identify(made, guest->qmp);
+    return made;
 }

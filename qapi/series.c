@@ -1,0 +1,170 @@
+/*
+ * A chain of snapshots: see series.h.
+ *
+ * Happy path: look what the folder has; attach once; then again and again: save with the newest image as parent
+ * and the log kept, merge the oldest image into the one behind it while there are too many, wait for the next
+ * period.
+ *
+ * Failure modes: a save that fails ends the series, and its image is removed; a merge that is cut off is finished
+ * or undone by the next run (snap_image_fold_recover()). Names are given once: a number is never used again.
+ */
+#include "series.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define NAME_FORMAT "%06u"
+#define NAME_DIGITS 6
+#define LOOK_US 50000 /* at the progress function, while waiting */
+
+typedef struct {
+    const QapiSaveOptions *options;
+    const QapiSeriesOptions *series;
+    QapiSaveProgressFunc progress;
+    void *opaque;
+    SnapGuest *guest;
+    GArray *numbers; /* of guint: images, oldest first */
+    gboolean stop;
+} Series;
+
+static char *path_of(const Series *series, guint number) {
+    return g_strdup_printf("%s/" NAME_FORMAT, series->options->save.dir, number);
+}
+
+/* ---- what is there --------------------------------------------------------------------------------------- */
+
+static gint by_number(gconstpointer a, gconstpointer b) {
+    guint x = *(const guint *)a, y = *(const guint *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* FALSE when @name is not one of ours. */
+static gboolean parse_name(const char *name, guint *ret_number) {
+    guint64 number = 0;
+    if (strlen(name) < NAME_DIGITS || !g_ascii_string_to_unsigned(name, 10, 1, G_MAXUINT - 1, &number, NULL))
+        return FALSE;
+    *ret_number = (guint)number;
+    return TRUE;
+}
+
+/* An image that a killed run left incomplete goes; a complete one is part of the chain. */
+static gboolean take_entry(Series *series, const char *name, GError **error) {
+    guint number = 0;
+    g_autoptr(GError) failure = NULL;
+    if (!parse_name(name, &number)) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
+                    "%s/%s: not an image of a chain; choose another folder, or move it away",
+                    series->options->save.dir, name);
+        return FALSE;
+    }
+    g_autofree char *path = path_of(series, number);
+    g_autoptr(SnapImage) image = snap_image_open(path, &failure);
+    if (!image && g_error_matches(failure, SNAP_ERROR, SNAP_ERROR_INCOMPLETE))
+        return snap_image_delete(path, error);
+    if (!image) {
+        g_propagate_error(error, g_steal_pointer(&failure));
+        return FALSE;
+    }
+    g_array_append_val(series->numbers, number);
+    return TRUE;
+}
+
+static gboolean look(Series *series, GError **error) {
+    const char *dir = series->options->save.dir;
+    if (g_mkdir_with_parents(dir, 0700) < 0) {
+        snap_set_errno(error, errno, "%s", dir);
+        return FALSE;
+    }
+    if (!snap_image_fold_recover(dir, error))
+        return FALSE;
+    g_autoptr(GDir) entries = g_dir_open(dir, 0, error);
+    const char *name;
+    gboolean ok = entries != NULL;
+    while (ok && (name = g_dir_read_name(entries)))
+        ok = take_entry(series, name, error);
+    g_array_sort(series->numbers, by_number);
+    return ok;
+}
+
+/* ---- one period ------------------------------------------------------------------------------------------ */
+
+static guint newest(const Series *series) {
+    return series->numbers->len ? g_array_index(series->numbers, guint, series->numbers->len - 1) : 0;
+}
+
+static gboolean on_progress(const SnapSaveStats *stats, void *opaque) {
+    Series *series = opaque;
+    series->stop = series->stop || (series->progress && !series->progress(stats, series->opaque));
+    return !series->stop;
+}
+
+static json_object *save_next(Series *series, GError **error) {
+    guint number = newest(series) + 1;
+    g_autofree char *dir = path_of(series, number);
+    g_autofree char *parent = number > 1 ? path_of(series, newest(series)) : NULL;
+    SnapSaveOptions save = series->options->save;
+    save.dir = dir;
+    save.parent_dir = parent;
+    save.keep_log = TRUE;
+    json_object *saved = qapi_save_guest(series->guest, &save, on_progress, series, error);
+    if (saved)
+        g_array_append_val(series->numbers, number);
+    return saved;
+}
+
+static gboolean fold_old(Series *series, GError **error) {
+    guint keep = series->series->keep;
+    while (keep > 0 && series->numbers->len > keep) {
+        g_autofree char *oldest = path_of(series, g_array_index(series->numbers, guint, 0));
+        g_autofree char *next = path_of(series, g_array_index(series->numbers, guint, 1));
+        if (!snap_image_fold(oldest, next, error))
+            return FALSE;
+        g_array_remove_index(series->numbers, 0);
+    }
+    return TRUE;
+}
+
+static void wait_until(Series *series, gint64 due_us) {
+    static const SnapSaveStats idle = {.phase = SNAP_SAVE_DONE};
+    gint64 left_us;
+    while (on_progress(&idle, series) && (left_us = due_us - g_get_monotonic_time()) > 0)
+        g_usleep((gulong)MIN(left_us, LOOK_US));
+}
+
+static gboolean run(Series *series, QapiSeriesFunc saved, GError **error) {
+    gint64 due_us = g_get_monotonic_time();
+    for (guint n = 0; !series->stop && (series->series->count == 0 || n < series->series->count); n++) {
+        GError *failure = NULL;
+        g_autoptr(json_object) result = save_next(series, &failure);
+        if (!result && series->stop && g_error_matches(failure, SNAP_ERROR, SNAP_ERROR_CANCELLED)) {
+            g_error_free(failure);
+            break;
+        }
+        if (!result) {
+            g_propagate_error(error, failure);
+            return FALSE;
+        }
+        saved(result, series->opaque);
+        if (!fold_old(series, error))
+            return FALSE;
+        due_us = MAX(due_us + (gint64)series->series->every_us, g_get_monotonic_time());
+        if (n + 1 != series->series->count)
+            wait_until(series, due_us);
+    }
+    return TRUE;
+}
+
+gboolean qapi_save_series(const QapiSaveOptions *options, const QapiSeriesOptions *series_options,
+                          QapiSeriesFunc saved, QapiSaveProgressFunc progress, void *opaque, GError **error) {
+    Series series = {.options = options,
+                     .series = series_options,
+                     .progress = progress,
+                     .opaque = opaque,
+                     .numbers = g_array_new(FALSE, FALSE, sizeof(guint))};
+    gboolean ok = look(&series, error);
+    series.guest = ok ? qapi_open_guest(&options->target, error) : NULL;
+    ok = series.guest && run(&series, saved, error);
+    snap_guest_free(series.guest);
+    g_array_unref(series.numbers);
+    return ok;
+}
