@@ -7,8 +7,11 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-/* Bit 57 of an entry: Documentation/admin-guide/mm/pagemap.rst. */
+/* Bits of an entry: Documentation/admin-guide/mm/pagemap.rst. */
 #define ENTRY_UFFD_WP (UINT64_C(1) << 57)
+#define ENTRY_FILE (UINT64_C(1) << 61)
+#define ENTRY_SWAPPED (UINT64_C(1) << 62)
+#define ENTRY_PRESENT (UINT64_C(1) << 63)
 
 int snap_pagemap_open(int pid) {
     char path[64];
@@ -26,6 +29,63 @@ enum {
     RUNS_MAX = 512,
 };
 
+/* ---- kernels before 6.7 ---------------------------------------------------------------------------------- */
+
+enum { ENTRIES_AT_ONCE = 512 };
+
+/* Of an entry, as PAGEMAP_SCAN would call it; what entries do not tell (huge, zero, guard) is never found. */
+static uint64_t categories_of(uint64_t entry) {
+    uint64_t categories = entry & ENTRY_UFFD_WP ? 0 : PAGE_IS_WRITTEN;
+    categories |= entry & ENTRY_PRESENT ? PAGE_IS_PRESENT : 0;
+    categories |= entry & ENTRY_SWAPPED ? PAGE_IS_SWAPPED : 0;
+    return categories | (entry & ENTRY_FILE ? PAGE_IS_FILE : 0);
+}
+
+static bool is_wanted(const SnapScanFilter *filter, uint64_t categories) {
+    return (categories & filter->all) == filter->all && (categories & filter->none) == 0 &&
+           (filter->any == 0 || (categories & filter->any) != 0);
+}
+
+/* Add a page to the runs; FALSE when it needs one more than there are. */
+static bool add_page(struct page_region *runs, unsigned *n, unsigned n_runs, uint64_t address, uint64_t page_bytes,
+                     uint64_t categories) {
+    struct page_region *last = *n > 0 ? &runs[*n - 1] : NULL;
+    if (last && last->end == address && last->categories == categories) {
+        last->end += page_bytes;
+        return true;
+    }
+    if (*n == n_runs) {
+        return false;
+    }
+    runs[(*n)++] = (struct page_region){.start = address, .end = address + page_bytes, .categories = categories};
+    return true;
+}
+
+/* The same by reading entry after entry: slower, and slow over holes of terabytes. */
+static int read_entries(SnapScan *scan, struct page_region *ret_runs, unsigned n_runs) {
+    uint64_t entries[ENTRIES_AT_ONCE], page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+    unsigned found = 0;
+    while (scan->next < scan->end) {
+        uint64_t left = (scan->end - scan->next + page_bytes - 1) / page_bytes;
+        size_t want = (left < ENTRIES_AT_ONCE ? left : ENTRIES_AT_ONCE) * sizeof entries[0];
+        ssize_t got = pread(scan->fd, entries, want, (off_t)(scan->next / page_bytes * sizeof entries[0]));
+        if (got <= 0) {
+            return got < 0 ? -errno : -ESRCH;
+        }
+        for (size_t i = 0; i < (size_t)got / sizeof entries[0]; i++, scan->next += page_bytes) {
+            uint64_t categories = categories_of(entries[i]);
+            if (is_wanted(&scan->filter, categories) &&
+                !add_page(ret_runs, &found, n_runs, scan->next, page_bytes, categories & scan->filter.report)) {
+                return (int)found;
+            }
+        }
+    }
+    scan->next = scan->end;
+    return (int)found;
+}
+
+/* ---- the scan -------------------------------------------------------------------------------------------- */
+
 int snap_pagemap_scan(SnapScan *scan, struct page_region *ret_runs, unsigned n_runs) {
     struct pm_scan_arg arg = {
         .size = sizeof arg,
@@ -41,6 +101,9 @@ int snap_pagemap_scan(SnapScan *scan, struct page_region *ret_runs, unsigned n_r
         .return_mask = scan->filter.report,
     };
     int n = ioctl(scan->fd, PAGEMAP_SCAN, &arg);
+    if (n < 0 && errno == ENOTTY && scan->flags == 0 && scan->max_pages == 0) {
+        return read_entries(scan, ret_runs, n_runs);
+    }
     if (n < 0) {
         return -errno;
     }

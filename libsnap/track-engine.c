@@ -39,8 +39,9 @@ static SnapRegion *copy_region(const SnapRegion *region) {
 static gboolean async_open(SnapTracker *tracker, int uffd, GError **error) {
     int result = snap_async_init(&tracker->async, snap_guest_pid(tracker->guest), uffd);
     if (result == -EOPNOTSUPP) {
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
-                    "this kernel has no async write-protection (Linux 6.7); the sync log works without");
+        g_set_error(
+            error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
+            "this kernel cannot log writes by itself (async write-protection, Linux 6.7): use the sync log");
     } else if (result < 0) {
         snap_set_errno(error, -result, "process %d: cannot log its writes", snap_guest_pid(tracker->guest));
     }
@@ -51,7 +52,7 @@ static gboolean async_open(SnapTracker *tracker, int uffd, GError **error) {
 }
 
 static void async_drop(SnapTracker *tracker, SnapTracked *tracked) {
-    (void)tracker;
+    snap_async_forget(&tracker->async, tracked->region->host_address, snap_tracked_end(tracked));
     g_clear_pointer(&tracked->area, snap_area_free);
 }
 
@@ -168,7 +169,7 @@ static void report_chunks(SnapArea *area, SnapAddressFunc func, void *opaque) {
     }
 }
 
-/* A round protects whatever was touched anywhere; the words of an area are what was written since they were read.
+/* A round, one a call, protects whatever was touched anywhere; the words of an area are what was written since they were read.
  */
 static int sync_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end,
                      SnapAddressFunc func, void *opaque) {
@@ -178,7 +179,9 @@ static int sync_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start,
     }
     uint64_t pages;
     g_autoptr(GError) error = NULL;
-    if (!snap_sync_round(tracker->sync, &pages, &error)) {
+    bool due = tracker->round_due;
+    tracker->round_due = false;
+    if (due && !snap_sync_round(tracker->sync, &pages, &error)) {
         return error->code == SNAP_ERROR_GUEST_GONE ? -ESRCH : error->code == SNAP_ERROR_REFUSED ? -EBUSY : -EIO;
     }
     if (tracked->area->stale || tracked->area->dropped) {

@@ -82,6 +82,7 @@ static gboolean stop(SnapTracker *tracker, SnapTrackMode to, gboolean stands, GE
 
 /* All that is dirty into the views. What cannot be pulled is gone, or taken over: the engine to come will tell. */
 static void pull_all(SnapTracker *tracker) SNAP_REQUIRES(tracker->lock) {
+    tracker->round_due = true;
     for (guint i = 0; i < tracker->areas->len; i++) {
         SnapTracked *tracked = snap_tracker_area(tracker, i);
         (void)snap_engine_pull(tracker, tracked, tracked->region->host_address, snap_tracked_end(tracked), NULL,

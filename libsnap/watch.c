@@ -90,6 +90,7 @@ static gboolean begin(SnapTracker *tracker, GError **error) SNAP_REQUIRES(tracke
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_USAGE, "writes are not logged: the mode is off");
         return FALSE;
     }
+    tracker->round_due = true;
     return tracker->suspended || snap_regions_refresh(tracker, false, SNAP_TAKE_DIRTY, error);
 }
 
@@ -198,6 +199,7 @@ static gboolean fail_hole(uint64_t address, GError **error) {
 static gboolean pull_range(SnapTracker *tracker, const SnapWatch *watch, uint64_t start, GError **error)
     SNAP_REQUIRES(tracker->lock) {
     uint64_t end = watch->view.end;
+    tracker->round_due = true;
     for (guint i = 0; i < tracker->areas->len && start < end; i++) {
         SnapTracked *tracked = snap_tracker_area(tracker, i);
         uint64_t stop = MIN(end, snap_tracked_end(tracked));

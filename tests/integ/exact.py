@@ -44,7 +44,8 @@ def run(command, what):
 
 def one_snapshot(args, guest, arena, image):
     vmsnap = f"{args.build}/tools/vmsnap"
-    run([vmsnap, "save", "--pid", str(guest.pid), image] + args.save, "save")
+    preload = ["env", f"LD_PRELOAD={args.preload}"] if args.preload else []
+    run([*preload, vmsnap, "save", "--pid", str(guest.pid), image] + args.save, "save")
     run([vmsnap, "verify", image], "verify")
     run([f"{args.build}/tests/integ/imagecheck", image, arena], "check")
     run([vmsnap, "delete", image], "delete")
@@ -57,6 +58,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--events")
+    parser.add_argument("--preload", help="a library that vmsnap save is started with")
     parser.add_argument("--size", default="64M")
     parser.add_argument("--save", nargs=argparse.REMAINDER, default=[])
     args = parser.parse_args()
