@@ -117,8 +117,15 @@ static gboolean fold_old(Series *series, GError **error) {
     while (keep > 0 && series->numbers->len > keep) {
         g_autofree char *oldest = path_of(series, g_array_index(series->numbers, guint, 0));
         g_autofree char *next = path_of(series, g_array_index(series->numbers, guint, 1));
-        if (!snap_image_fold(oldest, next, error))
-            return FALSE;
+        GError *failure = NULL;
+        if (!snap_image_fold(oldest, next, &failure)) {
+            gboolean busy = g_error_matches(failure, SNAP_ERROR, SNAP_ERROR_TIMED_OUT);
+            if (busy) /* somebody reads it: there is one more image until the next period */
+                g_error_free(failure);
+            else
+                g_propagate_error(error, failure);
+            return busy;
+        }
         g_array_remove_index(series->numbers, 0);
     }
     return TRUE;

@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import badday  # pylint: disable=wrong-import-position
 import cases  # pylint: disable=wrong-import-position
 import children  # pylint: disable=wrong-import-position
+import guests  # pylint: disable=wrong-import-position
 
 BUILD = sys.argv[1]
 SEED = int(os.environ.get("SNAP_TEST_SEED", random.randrange(1 << 32)))
@@ -224,6 +225,29 @@ def chain_of_a_qemu_is_exported_and_restored_as_its_merged_image(folder):
     assert all("raw-path" not in region for region in json.loads(run("info", images[2], "--json"))["regions"])
     program = [word for word in command if not word.startswith("-qmp")]
     badday.check_refused(badday.vmsnap(BUILD, "restore", images[2], "--qemu", "--map=always", "--", *program), "mapped")
+    check_restored(folder, images[2], command)
+
+
+def check_restored(folder, image, command):
+    """The guest goes on from IMAGE, and finds its memory as it left it."""
+    words = iter(command)
+    program = []
+    for word in words:  # without the monitors of the first one
+        if word in ("-qmp", "-chardev", "-mon"):
+            next(words)
+        else:
+            program.append(word.replace(f"{folder}/serial", f"{folder}/serial-again"))
+    with open(f"{folder}/restored", "w+", encoding="ascii") as out:  # a pipe would stay open as long as QEMU runs
+        subprocess.run([f"{BUILD}/tools/vmsnap", "restore", image, "--qemu", "--detach", "--json", "--", *program],
+                       stdout=out, stderr=out, timeout=60, check=False)
+        out.seek(0)
+        restored = json.loads(out.read())
+    assert restored["mapped-bytes"] == 0 and restored["running"], restored
+    try:
+        serial = guests.Serial(f"{folder}/serial-again")
+        assert all(report["errors"] == 0 for report in serial.wait_reports(2))
+    finally:
+        badday.kill_quietly(restored["pid"])
 
 
 def merge_killed_leaves_the_chain_and_what_can_be_deleted(folder):

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """A chain of snapshots of a guest at full load: each image, read through its parents, is the guest at one write.
 
-exact-chain.py BUILD [--memory anon] [--threads 2] [--events …] [--count 6] [--keep N]      a process
+exact-chain.py BUILD [--memory anon] [--threads 2] [--events …] [--count 6] [--keep N] [--merge]   a process
 exact-chain.py BUILD --qemu tcg|kvm [--cpus 2] [--count 6] [--keep N]                        QEMU, shared memfd
 
 Exit status 0, 1, or 77 where this machine cannot run that guest.
 """
 import argparse
+import filecmp
 import os
 import re
 import shutil
@@ -45,6 +46,18 @@ def save_chain(args, target, chain):
     return [f"{chain}/{name}" for name in images]
 
 
+def check_merged(args, image, work):
+    """The chain as one image holds the same, region by region; read by mapping its files, without any parent."""
+    merged = f"{work}/merged"
+    run([f"{args.build}/tools/vmsnap", "merge", image, merged])
+    run([f"{args.build}/tools/vmsnap", "verify", merged])
+    for part in (image, merged):
+        run([f"{args.build}/tools/vmsnap", "export", part, "--format", "elf", "-o", f"{part}.core"])
+    if not filecmp.cmp(f"{image}.core", f"{merged}.core", shallow=False):
+        raise Failed("the merged image is not the chain")
+    return merged
+
+
 def check_process(args, work):
     command = [f"{args.build}/tests/guest/memguest", "--memory", args.memory, "--size", "64M", "--threads",
                str(args.threads)] + (["--rate", str(args.rate)] if args.rate else [])
@@ -60,6 +73,9 @@ def check_process(args, work):
             for image in save_chain(args, ["--pid", str(guest.pid)], f"{work}/chain"):
                 run([f"{args.build}/tools/vmsnap", "verify", image])
                 print(os.path.basename(image), run([f"{args.build}/tests/integ/imagecheck", image, arena]).strip())
+            if args.merge:
+                merged = check_merged(args, image, work)
+                print("merged", run([f"{args.build}/tests/integ/imagecheck", merged, arena]).strip())
         finally:
             guest.terminate()
             last = guest.stdout.read().strip().splitlines()[-1:]
@@ -100,6 +116,7 @@ def main():
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument("--keep", type=int)
+    parser.add_argument("--merge", action="store_true", help="and merge the chain into one image")
     args = parser.parse_args()
     if args.qemu and not shutil.which("qemu-system-x86_64"):
         print("skip: qemu-system-x86_64 is not installed")
