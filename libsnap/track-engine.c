@@ -187,6 +187,14 @@ static int sync_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start,
     if (tracked->area->stale || tracked->area->dropped) {
         return -EPERM;
     }
+    /* A hole in the middle neither registering nor protecting complains of. */
+    SnapCoverage coverage;
+    int result = snap_coverage_init(&coverage, snap_guest_pid(tracker->guest));
+    result = result < 0 ? result : snap_coverage_check(&coverage, start, end);
+    snap_coverage_clear(&coverage);
+    if (result < 0) {
+        return result == -ENOENT ? -EPERM : result;
+    }
     report_chunks(tracked->area, func, opaque);
     return 0;
 }
