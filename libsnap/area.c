@@ -192,8 +192,8 @@ bool snap_area_next_gap(const SnapArea *area, uint64_t chunk, SnapRun *ret_gap) 
     for (guint i = first_run(area, chunk); i < area->armed->len; i++) {
         SnapRun run = g_array_index(area->armed, SnapRun, i);
         if (chunk < run.first) {
-            *ret_gap = (SnapRun){chunk, run.first};
-            return true;
+            *ret_gap = (SnapRun){chunk, MIN(run.first, area->n_chunks)};
+            return chunk < area->n_chunks;
         }
         chunk = MAX(chunk, run.end);
     }

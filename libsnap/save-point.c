@@ -148,7 +148,7 @@ static void match_kept(SnapSave *save, GPtrArray *regions) {
         if (area->dropped || !region || !is_left_of(area->region, region)) {
             snap_sync_drop(save->tracker, i);
         } else {
-            snap_area_shrink(area, region->length_bytes);
+            snap_sync_shrink(save->tracker, i, region->length_bytes);
             g_hash_table_remove(now, region->name);
             g_ptr_array_remove(regions, region); /* frees it */
         }
@@ -239,7 +239,7 @@ static void reconcile_tracked(SnapSave *save, GHashTable *now, GHashTable *taken
         if (area->dropped || !region || !is_left_of(area->region, region)) {
             snap_sync_drop(save->tracker, i);
         } else {
-            snap_area_shrink(area, region->length_bytes);
+            snap_sync_shrink(save->tracker, i, region->length_bytes);
             g_hash_table_add(taken, area->region->name);
         }
     }

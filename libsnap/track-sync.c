@@ -534,6 +534,18 @@ void snap_sync_drop(SnapSync *tracker, guint i) {
     snap_unlock(&tracker->lock);
 }
 
+void snap_sync_shrink(SnapSync *tracker, guint i, uint64_t length_bytes) {
+    SnapArea *area = snap_sync_area(tracker, i);
+    uint64_t start = area->region->host_address, end = start + area->region->length_bytes;
+    SnapExtent cut;
+    snap_lock(&tracker->lock);
+    while (length_bytes < area->region->length_bytes &&
+           snap_layout_cut(&tracker->layout, start + length_bytes, end, &cut) == 1) {
+    }
+    snap_area_shrink(area, length_bytes);
+    snap_unlock(&tracker->lock);
+}
+
 /* ---- release --------------------------------------------------------------------------------------------- */
 
 static void unregister_bytes(const SnapSync *tracker, uint64_t start, uint64_t end, uint64_t piece) {

@@ -144,6 +144,9 @@ void snap_sync_go_on_logging(SnapSync *tracker);
 /* Not in SYNC: take area @i out; what it covered may be added anew. */
 void snap_sync_drop(SnapSync *tracker, guint i);
 
+/* The guest has only the first @length_bytes of area @i left; what is behind may be another area's. */
+void snap_sync_shrink(SnapSync *tracker, guint i, uint64_t length_bytes);
+
 /* → OFF: un-protect everything and forget the registrations, in pieces that do not hold up the guest. */
 void snap_sync_release(SnapSync *tracker);
 
