@@ -152,6 +152,10 @@ static void make_dirty(SnapArea *area, SnapRun run) {
 
 void snap_area_arm(SnapArea *area, SnapRun run) {
     make_dirty(area, run);
+    snap_area_add_armed(area, run);
+}
+
+void snap_area_add_armed(SnapArea *area, SnapRun run) {
     guint at = first_run(area, run.first);
     guint behind = at;
     while (behind < area->armed->len) {

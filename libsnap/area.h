@@ -29,7 +29,8 @@ typedef struct {
     uint64_t claimed;   /* LOG: pages touched since the last round; SYNC: pages captured */
     uint32_t preimages; /* SYNC: pool index of the newest pre-image, linked; SNAP_POOL_NONE */
     uint16_t phase;     /* SnapChunkPhase */
-    uint16_t hot;       /* waits in the queue of faulted chunks */
+    uint8_t hot;        /* waits in the queue of faulted chunks */
+    uint8_t waiting;    /* SYNC: the guest waits until it is captured */
 } SnapChunkState;
 
 /* Chunks [first, end) */
@@ -68,6 +69,9 @@ SnapRun snap_area_blocks(const SnapArea *area, uint64_t start, uint64_t end);
 
 /* Add @run, of which all pages are dirty, to the armed ones. */
 void snap_area_arm(SnapArea *area, SnapRun run);
+
+/* The same for a log that keeps no word of each chunk: what is very sparse costs no memory for them. */
+void snap_area_add_armed(SnapArea *area, SnapRun run);
 
 /* The first run at or behind @chunk that is not armed; FALSE when there is none. */
 bool snap_area_next_gap(const SnapArea *area, uint64_t chunk, SnapRun *ret_gap);

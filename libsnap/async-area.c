@@ -35,7 +35,7 @@ uint64_t snap_async_block_end(const SnapArea *area, uint64_t end) {
 void snap_async_add_armed(SnapArea *area, uint64_t start, uint64_t end) {
     uint64_t first = snap_async_unit_start(area, start) / area->chunk_bytes,
              behind = snap_async_unit_end(area, end);
-    snap_area_arm(area, (SnapRun){first, (behind + area->chunk_bytes - 1) / area->chunk_bytes});
+    snap_area_add_armed(area, (SnapRun){first, (behind + area->chunk_bytes - 1) / area->chunk_bytes});
 }
 
 SnapBytes snap_async_armed_units(const SnapArea *area, guint i) {

@@ -170,8 +170,7 @@ static int collect_watched(Collect *c, uint64_t from, uint64_t end, uint64_t *re
 
 /* ---- gaps ------------------------------------------------------------------------------------------------ */
 
-/* What is new in units that were just armed. Of memory with a file it comes from two sources, so it is owed first.
- */
+/* What is new in units that were just armed. Of memory with a file it comes from two sources: it is owed first. */
 static void take_new(Collect *c, uint64_t start, uint64_t end) {
     uint64_t base = c->area->region->host_address;
     if (c->area->region->memory == SNAP_MEMORY_ANON) {

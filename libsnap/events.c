@@ -4,11 +4,12 @@
  * While one is pending, every un-protect gets EAGAIN and the thread that caused it sleeps; reading it lets that
  * thread go on. Faults are read before events, so to reach an event all unread faults are read and queued.
  *
- *   event    content when it can be read       SYNC                                      LOG
- *   REMOVE   intact until the event is read    saved first: the threads that sleep in    touched: protection is
- * gone madvise show which range it is REMAP    at the new address                the extents follow stale:
- * registered again UNMAP    gone                              unsaved pages are lost: given up          stale:
- * registered again
+ *   event    content when it can be read      SYNC                              LOG
+ *   REMOVE   intact until the event is read   saved first                       touched: its protection is gone
+ *   REMAP    at the new address               the extents follow                stale: registered again
+ *   UNMAP    gone                             unsaved pages are lost: given up  stale: registered again
+ *
+ * Which range a REMOVE takes away is known before it is read: the threads that sleep in madvise show it.
  *
  * An event that slips through unread (it came between our question and our read) or that no thread explains
  * (process_madvise from outside) costs no exactness: its pages are found to be unprotected after they are copied.

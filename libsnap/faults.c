@@ -120,6 +120,7 @@ static int capture_granule_locked(SnapSync *tracker, SnapArea *area, uint64_t of
             return result;
         }
     }
+    snap_sync_look_room_locked(tracker);
     return 0;
 }
 
@@ -311,7 +312,7 @@ static bool serve_fault(SnapSync *tracker, uint64_t address, uint64_t since_ns) 
     }
     bool done = answer == ANSWER_NONE || (answer == ANSWER_RELEASE && release_locked(tracker, &place) != -EAGAIN);
     if (done && answer == ANSWER_RELEASE && tracker->mode == SNAP_SYNC_SYNC) {
-        snap_histogram_add(&tracker->latency, snap_now_ns() - since_ns);
+        snap_latency_add(&tracker->latency, snap_now_ns() - since_ns);
     }
     snap_unlock(&tracker->lock);
     return done;

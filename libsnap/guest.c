@@ -38,3 +38,7 @@ void snap_guest_free(SnapGuest *guest) {
 int snap_guest_pid(const SnapGuest *guest) {
     return guest->pid;
 }
+
+void *snap_guest_opaque(const SnapGuest *guest, const SnapGuestOps *ops) {
+    return guest->ops == ops ? guest->opaque : NULL;
+}

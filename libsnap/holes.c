@@ -8,7 +8,7 @@
 
 enum {
     LOOK_BYTES = 1 << 10, /* read at once, on the stack */
-    GLANCE_BYTES = 64, /* of a page, mostly enough to see that it is not zero: a cache line */
+    GLANCE_BYTES = 64,    /* of a page, mostly enough to see that it is not zero: a cache line */
 };
 
 static bool is_zero(const uint8_t *data, size_t length) {

@@ -23,23 +23,23 @@ G_BEGIN_DECLS
 
 /* ---- errors ---------------------------------------------------------------------------------------------- */
 /* X(NAME, text for people, QMP error class) */
-#define SNAP_ERROR_TABLE(X)                                                       \
-    X(FAILED, "failed", "GenericError")                                           \
-    X(USAGE, "wrong usage", "GenericError")                                       \
-    X(NOT_SUPPORTED, "not supported here", "GenericError")                        \
-    X(PERMISSION, "not permitted", "GenericError")                                \
-    X(REFUSED, "refused", "GenericError")                                         \
-    X(GUEST_GONE, "the guest is gone", "DeviceNotFound")                          \
-    X(LOST, "guest memory was lost before it was saved", "GenericError")          \
-    X(BUFFER_FULL, "the buffer is full", "GenericError")                          \
-    X(IO, "input/output error", "GenericError")                                   \
-    X(NO_SPACE, "no space left", "GenericError")                                  \
-    X(EXISTS, "exists already", "GenericError")                                   \
-    X(NOT_FOUND, "not found", "DeviceNotFound")                                   \
-    X(INCOMPLETE, "the image is incomplete", "GenericError")                      \
-    X(CORRUPT, "the image is damaged", "GenericError")                            \
-    X(PROTOCOL, "the other side does not speak the protocol", "GenericError")     \
-    X(TIMED_OUT, "timed out", "GenericError")                                     \
+#define SNAP_ERROR_TABLE(X)                                                                                       \
+    X(FAILED, "failed", "GenericError")                                                                           \
+    X(USAGE, "wrong usage", "GenericError")                                                                       \
+    X(NOT_SUPPORTED, "not supported here", "GenericError")                                                        \
+    X(PERMISSION, "not permitted", "GenericError")                                                                \
+    X(REFUSED, "refused", "GenericError")                                                                         \
+    X(GUEST_GONE, "the guest is gone", "DeviceNotFound")                                                          \
+    X(LOST, "guest memory was lost before it was saved", "GenericError")                                          \
+    X(BUFFER_FULL, "the buffer is full", "GenericError")                                                          \
+    X(IO, "input/output error", "GenericError")                                                                   \
+    X(NO_SPACE, "no space left", "GenericError")                                                                  \
+    X(EXISTS, "exists already", "GenericError")                                                                   \
+    X(NOT_FOUND, "not found", "DeviceNotFound")                                                                   \
+    X(INCOMPLETE, "the image is incomplete", "GenericError")                                                      \
+    X(CORRUPT, "the image is damaged", "GenericError")                                                            \
+    X(PROTOCOL, "the other side does not speak the protocol", "GenericError")                                     \
+    X(TIMED_OUT, "timed out", "GenericError")                                                                     \
     X(CANCELLED, "cancelled", "GenericError")
 
 typedef enum {
@@ -112,8 +112,8 @@ const char *snap_memory_name(SnapMemory memory);
 
 /* A run of guest memory that is one mapping in the guest's process and one file in the image. */
 typedef struct {
-    char *name;             /* unique in the guest; any UTF-8 without NUL */
-    char *refusal;          /* (nullable) why it cannot be saved; a snapshot that includes it is refused so */
+    char *name;    /* unique in the guest; any UTF-8 without NUL */
+    char *refusal; /* (nullable) why it cannot be saved; a snapshot that includes it is refused so */
     SnapMemory memory;
     uint64_t guest_address; /* where the guest sees it, or SNAP_NO_ADDRESS */
     uint64_t host_address;  /* where the guest's process maps it */
@@ -204,6 +204,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapGuest, snap_guest_free)
 void snap_guest_set_identity(SnapGuest *guest, const char *identity);
 /** snap_guest_pid: the process whose memory it is, never 0. Thread: any. */
 int snap_guest_pid(const SnapGuest *guest);
+/**
+ * snap_guest_opaque: what snap_guest_new() was given, for the functions of its own kind of guest. Thread: any.
+ * @ops: (borrow) the table that it was made with.
+ * Return: (borrow) the guest's for its life; NULL when it is of another kind.
+ */
+void *snap_guest_opaque(const SnapGuest *guest, const SnapGuestOps *ops);
 
 /* ---- the dirty log --------------------------------------------------------------------------------------- */
 
@@ -211,25 +217,28 @@ int snap_guest_pid(const SnapGuest *guest);
 typedef enum {
     SNAP_TRACK_OFF,   /* not at all: nothing is registered */
     SNAP_TRACK_ASYNC, /* by the kernel itself: a first write costs the guest under 1 µs (Linux 6.7) */
-    SNAP_TRACK_SYNC,  /* by a thread of ours that every first write waits for (Linux 5.19) */
+    SNAP_TRACK_SYNC,  /* by a thread of ours that every first write waits for (Linux 6.4) */
     SNAP_TRACK_MAX
 } SnapTrackMode;
 
-/** snap_track_mode_name: "off", "async" or "sync". Return: a static string; NULL when out of range. Thread: any. */
+/**
+ * snap_track_mode_name: "off", "async" or "sync".
+ * Return: a static string; NULL when out of range. Thread: any.
+ */
 const char *snap_track_mode_name(SnapTrackMode mode);
 
 /*
  * The dirty log of one guest: which pages were written since they were last collected. Exact to the granule of the
  * region: a page may be reported twice, and is never missed, but for what page tables cannot see:
- * writers that do not write through the guest's own mapping (pwrite(2) or another mapping of the same file, devices,
- * a hole punched into shared memory). Those have to be told: snap_tracker_mark_dirty().
+ * writers that do not write through the guest's own mapping (pwrite(2) or another mapping of the same file,
+ * devices, a hole punched into shared memory). Those have to be told: snap_tracker_mark_dirty().
  */
 typedef struct SnapTracker SnapTracker;
 
 /**
  * snap_tracker_new: the log of a guest, OFF at first. One at a time for one guest.
  * @guest: (borrow) until snap_tracker_free().
- * @region_glob: (nullable) (borrow) only regions whose name matches; read-only mappings are never in it. "" : none,
+ * @region_glob: (nullable) (borrow) only regions whose name matches; read-only mappings are never in it. "": none,
  *   for a tracker that only serves watches.
  * Return: (out) free with snap_tracker_free().
  */
@@ -241,10 +250,10 @@ void snap_tracker_free(SnapTracker *tracker);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapTracker, snap_tracker_free)
 
 /**
- * snap_tracker_set_mode: switch. From OFF the log starts: nothing is dirty but what is written from now on. Between
- *   SYNC and ASYNC everything stays known when the guest stands still; when it runs, all that was mapped is dirty
- *   afterwards, as writes in the moment without protection cannot be known. Takes 10 to 30 ms a GiB of 4 KiB pages,
- *   the guest waits for none of it but its own page faults.
+ * snap_tracker_set_mode: switch. From OFF the log starts: nothing is dirty but what is written from now on.
+ *   Between SYNC and ASYNC everything stays known when the guest stands still; when it runs, all that was mapped
+ *   is dirty afterwards, as writes in the moment without protection cannot be known. Takes 10 to 30 ms a GiB of
+ *   4 KiB pages, the guest waits for none of it but its own page faults.
  * @stands: the caller has stopped everything that writes the guest's memory.
  * Errors: NOT_SUPPORTED, this kernel has not got that mode, or not for such memory, by name; REFUSED, another
  *   userfaultfd has a region, by name; GUEST_GONE; PERMISSION. The mode is OFF then.
@@ -256,7 +265,8 @@ gboolean snap_tracker_set_mode(SnapTracker *tracker, SnapTrackMode mode, gboolea
 SnapTrackMode snap_tracker_mode(SnapTracker *tracker);
 
 /* Bytes [offset, offset + length) of a region are dirty. Called in the thread that collects. */
-typedef void (*SnapDirtyFunc)(const SnapRegion *region, uint64_t offset_bytes, uint64_t length_bytes, void *opaque);
+typedef void (*SnapDirtyFunc)(const SnapRegion *region, uint64_t offset_bytes, uint64_t length_bytes,
+                              void *opaque);
 
 /* What a collection found. */
 typedef struct {
@@ -268,8 +278,8 @@ typedef struct {
 
 /**
  * snap_tracker_collect: report what was written since the last collection, and log on from there, page by page in
- *   one step of the kernel. Read a page after the collection that reported it, and no write is missed. What has come
- *   up since is dirty; what has gone is not reported.
+ *   one step of the kernel. Read a page after the collection that reported it, and no write is missed. What has
+ *   come up since is dirty; what has gone is not reported.
  * @func: may not call back into the tracker.
  * @ret_stats: (nullable).
  * Errors: USAGE, the mode is OFF; REFUSED, another userfaultfd has taken a region over; GUEST_GONE. What had been
@@ -297,17 +307,17 @@ void snap_tracker_mark_dirty(SnapTracker *tracker, uint64_t address, uint64_t le
 
 /*
  * Write watch: the addresses in one range that were written since it was last reset; for emulators, captures of
- * graphics memory, garbage collectors. Several watches and collections of one tracker may overlap: each has its own
- * view, and none takes anything from another. While a snapshot of the guest is being taken, the kernel's log is not
- * to be had, and watches report all of their range.
+ * graphics memory, garbage collectors. Several watches and collections of one tracker may overlap: each has its
+ * own view, and none takes anything from another. While a snapshot of the guest is being taken, the kernel's log
+ * is not to be had, and watches report all of their range.
  */
 typedef struct SnapWatch SnapWatch;
 
 /**
  * snap_watch_new: watch a range of any mapping, from now on. The tracker is in ASYNC or SYNC.
  * @address, @length_bytes: in the guest's process, mapped, whole pages (of hugetlb: whole huge pages).
- * Errors: USAGE, the mode is OFF, or no whole pages; NOT_FOUND, a part is not mapped; REFUSED, another userfaultfd has
- *   it; NOT_SUPPORTED, not for such memory in this mode.
+ * Errors: USAGE, the mode is OFF, or no whole pages; NOT_FOUND, a part is not mapped; REFUSED, another userfaultfd
+ *   has it; NOT_SUPPORTED, not for such memory in this mode.
  * Return: (out) free with snap_watch_free(), before the tracker.
  */
 SnapWatch *snap_watch_new(SnapTracker *tracker, uint64_t address, uint64_t length_bytes, GError **error);
@@ -347,13 +357,13 @@ typedef enum {
 } SnapAtCap;
 
 typedef struct {
-    const char *dir;              /* image directory; must not exist, or be empty */
-    const char *parent_dir;       /* (nullable) an image of the same guest: hold only what differs from it */
-    gboolean keep_log;            /* log what is written from the point in time on, until snap_guest_free(): the next
-                                     save with this image as its parent then knows what to look at. Costs the guest
-                                     a fault for the first write to each page after each point */
-    const char *region_glob;      /* (nullable) save only regions whose name matches; * ? as in a shell */
-    uint64_t buffer_bytes;        /* hard cap on pre-images and staging; 0 = 64 MiB */
+    const char *dir;         /* image directory; must not exist, or be empty */
+    const char *parent_dir;  /* (nullable) an image of the same guest: hold only what differs from it */
+    gboolean keep_log;       /* log what is written from the point in time on, until snap_guest_free(): the next
+                                save with this image as its parent then knows what to look at. Costs the guest
+                                a fault for the first write to each page after each point */
+    const char *region_glob; /* (nullable) save only regions whose name matches; * ? as in a shell */
+    uint64_t buffer_bytes;   /* hard cap on pre-images and staging; 0 = 64 MiB */
     SnapAtCap at_cap;
     uint64_t max_bandwidth_bytes; /* a second, to the image; 0 = no limit */
 } SnapSaveOptions;
@@ -370,24 +380,41 @@ typedef enum {
 /* Where a save is; after its end, what it was. */
 typedef struct {
     SnapSavePhase phase;
-    guint attempts;              /* how often it was started: a loss of guest memory starts it again */
-    uint64_t pages_total;        /* base pages in the saved regions */
-    uint64_t pages_done;         /* of them: captured, known to be zero or unchanged */
-    uint64_t pages_unchanged;    /* the parent image has them */
+    guint attempts;           /* how often it was started: a loss of guest memory starts it again */
+    uint64_t pages_total;     /* base pages in the saved regions */
+    uint64_t pages_done;      /* of them: captured, known to be zero or unchanged */
+    uint64_t pages_unchanged; /* the parent image has them */
     uint64_t pages_zero;
     uint64_t pages_by_sweep;
     uint64_t pages_by_fault;
-    uint64_t bytes_written;      /* page data to the image */
+    uint64_t bytes_written; /* page data to the image */
     uint64_t pause_ns;
-    uint64_t prepare_ns;         /* start to pause */
-    uint64_t total_ns;           /* start to the manifest on disk; or till now */
-    uint64_t faults;             /* messages served after the point in time */
-    uint64_t fault_p50_ns;       /* message read to guest released */
+    uint64_t prepare_ns;   /* start to pause */
+    uint64_t total_ns;     /* start to the manifest on disk; or till now */
+    uint64_t faults;       /* messages served after the point in time */
+    uint64_t fault_p50_ns; /* message read to guest released */
     uint64_t fault_p99_ns;
     uint64_t fault_p999_ns;
     uint64_t fault_max_ns;
-    uint64_t peak_buffer_bytes;
+    uint64_t buffer_bytes;      /* in use now: pre-images and staging */
+    uint64_t buffer_cap_bytes;  /* what may be */
+    uint64_t peak_buffer_bytes; /* what was at most */
+    uint64_t bytes_per_second;  /* of page data to the image, over the last second or so; 0 at the end */
+    gboolean paused;            /* by snap_save_pause() */
 } SnapSaveStats;
+
+/* How long faults took, by powers of two from about a microsecond to about a second. */
+#define SNAP_HISTOGRAM_BUCKETS 22u
+#define SNAP_HISTOGRAM_FIRST_NS UINT64_C(1024)
+
+typedef struct {
+    uint64_t upper_ns; /* counted here: below this, and not below that of the bucket before; the last: UINT64_MAX */
+    uint64_t count;
+} SnapHistogramBucket;
+
+typedef struct {
+    SnapHistogramBucket buckets[SNAP_HISTOGRAM_BUCKETS];
+} SnapHistogram;
 
 typedef struct SnapSave SnapSave;
 
@@ -408,11 +435,40 @@ SnapSave *snap_save_start(SnapGuest *guest, const SnapSaveOptions *options, GErr
  */
 gboolean snap_save_wait(SnapSave *save, int timeout_ms, GError **error);
 
-/** snap_save_cancel: ask it to stop; returns at once. The guest is released, the image removed. Thread: any. */
+/**
+ * snap_save_cancel: ask it to stop; returns at once. The guest is released, the image removed. Also while it is
+ *   paused. Thread: any.
+ */
 void snap_save_cancel(SnapSave *save);
+
+/**
+ * snap_save_set_max_bandwidth: change the limit that SnapSaveOptions gave; holds at once. Thread: any.
+ * @bytes_per_second: of page data to the image; 0: no limit.
+ */
+void snap_save_set_max_bandwidth(SnapSave *save, uint64_t bytes_per_second);
+
+/**
+ * snap_save_pause: take no more of the guest's memory than the guest's own writes force. The guest is not held up:
+ *   its writes are served as ever, and where they fill half of the buffer, the save goes on until there is room
+ *   again. In any phase: before the point in time it counts from there on; once all is captured, the image is
+ *   completed nevertheless. Returns at once; what is being captured at that moment is. Thread: any.
+ */
+void snap_save_pause(SnapSave *save);
+
+/** snap_save_resume: go on after snap_save_pause(); without one, nothing. Thread: any. */
+void snap_save_resume(SnapSave *save);
+
+/** snap_save_is_paused: whether snap_save_pause() is in force; FALSE when the save has ended. Thread: any. */
+gboolean snap_save_is_paused(SnapSave *save);
 
 /** snap_save_get_stats: where it is. @ret_stats: (out). Never blocks on I/O. Thread: any. */
 void snap_save_get_stats(SnapSave *save, SnapSaveStats *ret_stats);
+
+/**
+ * snap_save_get_histogram: how long the faults took that SnapSaveStats counts, message read to guest released.
+ * @ret_histogram: (out). Never blocks on I/O. Thread: any.
+ */
+void snap_save_get_histogram(SnapSave *save, SnapHistogram *ret_histogram);
 
 /** snap_save_free: cancel it if it runs, wait for its thread, free. NULL is allowed. */
 void snap_save_free(SnapSave *save);
@@ -442,10 +498,10 @@ typedef struct {
     const char *parent_dir; /* (nullable) where the parent was found */
     guint n_parents;        /* how many images there are below it; 0: it is complete by itself */
     const char *driver;
-    const char *guest;      /* (nullable) which guest it was; opaque */
-    const char *created;    /* ISO 8601, UTC: the point in time of the copy */
+    const char *guest;   /* (nullable) which guest it was; opaque */
+    const char *created; /* ISO 8601, UTC: the point in time of the copy */
     uint64_t page_bytes;
-    uint64_t pages_held;    /* pages that are in this image itself, those of zeros included */
+    uint64_t pages_held; /* pages that are in this image itself, those of zeros included */
     guint n_regions;
     guint n_states;
 } SnapImageInfo;
@@ -495,8 +551,8 @@ gboolean snap_image_read(const SnapImage *image, guint region, uint64_t offset_b
  * @from_bytes: where to look from. @ret_start_bytes, @ret_end_bytes: (out) the run, page aligned, in the region.
  * Return: FALSE when there is none up to the end. Thread: any.
  */
-gboolean snap_image_next_data(const SnapImage *image, guint region, uint64_t from_bytes,
-                              uint64_t *ret_start_bytes, uint64_t *ret_end_bytes);
+gboolean snap_image_next_data(const SnapImage *image, guint region, uint64_t from_bytes, uint64_t *ret_start_bytes,
+                              uint64_t *ret_end_bytes);
 
 /* Called now and then by long work: bytes done of all; return FALSE to cancel. */
 typedef gboolean (*SnapProgressFunc)(uint64_t done_bytes, uint64_t total_bytes, void *opaque);
@@ -565,18 +621,18 @@ gboolean snap_image_fold_recover(const char *dir, GError **error);
 
 typedef enum {
     SNAP_PROBE_YES,
-    SNAP_PROBE_NO,      /* this kernel or machine does not have it */
-    SNAP_PROBE_DENIED,  /* it is there, this user may not use it */
+    SNAP_PROBE_NO,     /* this kernel or machine does not have it */
+    SNAP_PROBE_DENIED, /* it is there, this user may not use it */
 } SnapProbeAnswer;
 
 /* One thing the library can use. All strings are static or owned by the array. */
 typedef struct {
-    const char *group;   /* "userfaultfd", "pagemap", "device", "machine" */
-    const char *name;    /* e.g. "wp-async" */
+    const char *group; /* "userfaultfd", "pagemap", "device", "machine" */
+    const char *name;  /* e.g. "wp-async" */
     SnapProbeAnswer answer;
-    gboolean required;   /* nothing works without it */
-    const char *lost;    /* what is lost without it */
-    const char *remedy;  /* how to get it */
+    gboolean required;  /* nothing works without it */
+    const char *lost;   /* what is lost without it */
+    const char *remedy; /* how to get it */
 } SnapProbeItem;
 
 /**

@@ -86,6 +86,15 @@ static int read_entries(SnapScan *scan, struct page_region *ret_runs, unsigned n
 
 /* ---- the scan -------------------------------------------------------------------------------------------- */
 
+/* No more runs than can come, since the kernel allocates room for so many in each call. */
+static uint64_t runs_of(const SnapScan *scan, unsigned n_runs) {
+    uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t pages = (scan->end - scan->next + page_bytes - 1) / page_bytes, n = n_runs;
+    n = n < RUNS_MAX ? n : RUNS_MAX;
+    n = scan->max_pages && scan->max_pages < n ? scan->max_pages : n;
+    return pages < n ? pages : n;
+}
+
 int snap_pagemap_scan(SnapScan *scan, struct page_region *ret_runs, unsigned n_runs) {
     struct pm_scan_arg arg = {
         .size = sizeof arg,
@@ -93,7 +102,7 @@ int snap_pagemap_scan(SnapScan *scan, struct page_region *ret_runs, unsigned n_r
         .start = scan->next,
         .end = scan->end,
         .vec = (uintptr_t)ret_runs,
-        .vec_len = n_runs < RUNS_MAX ? n_runs : RUNS_MAX,
+        .vec_len = runs_of(scan, n_runs),
         .max_pages = scan->max_pages,
         .category_mask = scan->filter.all | scan->filter.none,
         .category_inverted = scan->filter.none,

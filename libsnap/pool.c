@@ -60,6 +60,10 @@ uint32_t snap_pool_available(const SnapPool *pool) {
     return pool->available;
 }
 
+uint32_t snap_pool_taken(const SnapPool *pool) {
+    return pool->n_pages - pool->available;
+}
+
 uint32_t snap_pool_peak(const SnapPool *pool) {
     return pool->n_pages - pool->fewest_available;
 }

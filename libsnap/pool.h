@@ -18,8 +18,9 @@ SnapPool *snap_pool_new(uint64_t page_bytes, uint32_t n_pages);
 /* NULL is allowed. */
 void snap_pool_free(SnapPool *pool);
 
-/* How many buffers are free. */
+/* How many buffers are free, and how many are not. */
 uint32_t snap_pool_available(const SnapPool *pool);
+uint32_t snap_pool_taken(const SnapPool *pool);
 /* The most that was ever taken at once. */
 uint32_t snap_pool_peak(const SnapPool *pool);
 

@@ -83,8 +83,7 @@ static gboolean flush(SnapRegionFiles *files, SnapImageDir *dir, GError **error)
 gboolean snap_region_files_close(SnapRegionFiles *files, SnapImageDir *dir, GError **error) {
     g_assert(files->batch && files->busy == 0);
     gboolean good = flush(files, dir, error);
-    /* O_DIRECT has reported its errors; buffered pages may yet fail, and the kernel tells open descriptors only.
-     */
+    /* O_DIRECT has reported its errors; buffered pages may yet fail: only open descriptors are told. */
     int flags = fcntl(files->data_fd, F_GETFL);
     if (good && flags >= 0 && (flags & O_DIRECT) == 0 && fdatasync(files->data_fd) != 0)
         good = fail(dir, files->data_path, errno, error);

@@ -1,10 +1,11 @@
 /*
  * Regions of guest memory and blobs of device state: what guests hand to a job, as plain values.
  *
- * Nothing here reads memory or files. A region owns its name, its refusal and its descriptor.
+ * Nothing here reads memory, or what is in a file. A region owns its name, its refusal and its descriptor.
  */
-#include "libsnap.h"
+#include "region.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const char *const memory_names[] = {
@@ -44,6 +45,19 @@ void snap_region_free(SnapRegion *region) {
     g_free(region->name);
     g_free(region->refusal);
     g_free(region);
+}
+
+static bool is_same_file(const SnapRegion *a, const SnapRegion *b) {
+    struct stat x, y;
+    if (a->fd < 0 || b->fd < 0)
+        return a->fd < 0 && b->fd < 0;
+    return fstat(a->fd, &x) == 0 && fstat(b->fd, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino &&
+           a->fd_offset == b->fd_offset;
+}
+
+bool snap_region_is_same(const SnapRegion *a, const SnapRegion *b) {
+    return a->host_address == b->host_address && a->memory == b->memory && a->granule_bytes == b->granule_bytes &&
+           is_same_file(a, b);
 }
 
 SnapState *snap_state_new(const char *name, GBytes *data) {

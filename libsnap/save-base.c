@@ -40,7 +40,7 @@ gboolean snap_save_take_log(SnapSave *save) {
                     log->tracker->at_cap == save->options.at_cap && !snap_sync_failed(log->tracker, NULL) &&
                     g_strcmp0(log->image_id, snap_image_info(save->parent)->id) == 0;
     if (fits) {
-        save->tracker = g_steal_pointer(&log->tracker);
+        snap_save_set_tracker(save, g_steal_pointer(&log->tracker));
     }
     snap_guest_drop_log(save->guest);
     return fits;
@@ -48,8 +48,8 @@ gboolean snap_save_take_log(SnapSave *save) {
 
 void snap_save_leave_log(SnapSave *save) {
     SnapGuestLog *log = &save->guest->log;
-    snap_sync_go_on_logging(save->tracker);
-    log->tracker = g_steal_pointer(&save->tracker);
+    log->tracker = snap_save_steal_tracker(save);
+    snap_sync_go_on_logging(log->tracker);
     log->image_id = g_strdup(snap_image_writer_id(save->writer));
     log->buffer_bytes = save->options.buffer_bytes;
 }

@@ -8,7 +8,8 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
+
+#include "region.h"
 
 enum {
     PREARM_ROUNDS_MAX = 12,
@@ -19,7 +20,6 @@ enum {
 
 #define YOUNG_BYTES (UINT64_C(1) << 20)
 #define EAGER_MAX_BYTES (UINT64_C(16) << 20)
-#define DEFAULT_BUFFER_BYTES (UINT64_C(64) << 20)
 
 /* ---- regions --------------------------------------------------------------------------------------------- */
 
@@ -61,7 +61,7 @@ static gint by_length(gconstpointer a, gconstpointer b) {
 /* The buffer: staging chunks for the sink, the rest for pre-images. Huge pages are captured whole, twice over. */
 static gboolean divide_buffer(SnapSave *save, GPtrArray *regions, guint *ret_staging, uint32_t *ret_pool,
                               GError **error) {
-    uint64_t total = save->options.buffer_bytes ? save->options.buffer_bytes : DEFAULT_BUFFER_BYTES;
+    uint64_t total = snap_save_buffer_cap(save);
     uint64_t page = 0, granule = 0, tracked = 0;
     for (guint i = 0; i < regions->len; i++) {
         const SnapRegion *region = g_ptr_array_index(regions, i);
@@ -119,20 +119,9 @@ static gboolean take_region(SnapSave *save, SnapRegion *region, bool stands, GEr
     }
 }
 
-static bool is_same_file(const SnapRegion *a, const SnapRegion *b) {
-    struct stat x, y;
-    if (a->fd < 0 || b->fd < 0) {
-        return a->fd < 0 && b->fd < 0;
-    }
-    return fstat(a->fd, &x) == 0 && fstat(b->fd, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino &&
-           a->fd_offset == b->fd_offset;
-}
-
 /* Whether @now can be @known as it is now: shorter, or as long. */
 static bool is_left_of(const SnapRegion *known, const SnapRegion *now) {
-    return now->host_address == known->host_address && now->memory == known->memory &&
-           now->granule_bytes == known->granule_bytes && now->length_bytes <= known->length_bytes &&
-           is_same_file(known, now);
+    return now->length_bytes <= known->length_bytes && snap_region_is_same(known, now);
 }
 
 /* What the kept tracker has already is taken out of @regions; what it has in vain is dropped from it. */
@@ -174,7 +163,6 @@ static gboolean open_writer(SnapSave *save, const GPtrArray *regions, GError **e
         page_bytes = MAX(page_bytes, ((SnapRegion *)g_ptr_array_index(regions, i))->page_bytes);
     }
     save->writer = snap_image_writer_new(save->dir, save->guest->driver, page_bytes, save->n_staging, error);
-    save->fewest_free = save->n_staging;
     return save->writer &&
            (!save->guest->identity || snap_image_writer_set_guest(save->writer, save->guest->identity, error)) &&
            (!save->parent || snap_image_writer_set_parent(save->writer, save->parent, error));
@@ -185,11 +173,12 @@ static gboolean open_tracker(SnapSave *save, uint32_t pool_pages, GError **error
     if (uffd < 0) {
         return FALSE;
     }
-    save->tracker = snap_sync_new(snap_guest_pid(save->guest), uffd, pool_pages, save->options.at_cap, error);
-    if (!save->tracker) {
+    SnapSync *tracker = snap_sync_new(snap_guest_pid(save->guest), uffd, pool_pages, save->options.at_cap, error);
+    if (!tracker) {
         return FALSE;
     }
-    snap_sync_start(save->tracker);
+    snap_sync_start(tracker);
+    snap_save_set_tracker(save, tracker);
     return TRUE;
 }
 

@@ -50,25 +50,6 @@ static gboolean add_regions(SnapSave *save, GError **error) {
     return TRUE;
 }
 
-/* Wait until the bandwidth limit allows @bytes more. */
-static gboolean pace(SnapSave *save, uint64_t bytes, GError **error) {
-    if (save->options.max_bandwidth_bytes == 0) {
-        return TRUE;
-    }
-    uint64_t now = snap_now_ns();
-    save->paced_ns = MAX(save->paced_ns, now);
-    while (now < save->paced_ns) {
-        g_usleep((gulong)MIN((save->paced_ns - now) / 1000 + 1, SNAP_SINK_WAIT_MS * 1000));
-        snap_sweep_release(save->tracker);
-        if (!snap_save_go_on(save, error)) {
-            return FALSE;
-        }
-        now = snap_now_ns();
-    }
-    save->paced_ns += (uint64_t)((double)bytes / (double)save->options.max_bandwidth_bytes * 1e9);
-    return TRUE;
-}
-
 static SnapChunk *get_buffer(SnapSave *save, GError **error) {
     for (;;) {
         GError *failed = NULL;
@@ -78,7 +59,7 @@ static SnapChunk *get_buffer(SnapSave *save, GError **error) {
             return NULL;
         }
         if (chunk) {
-            save->fewest_free = MIN(save->fewest_free, snap_image_writer_free_buffers(save->writer));
+            snap_save_count_staging(save);
             return chunk;
         }
         snap_sweep_release(save->tracker);
@@ -102,7 +83,7 @@ static gboolean put_buffer(SnapSave *save, SnapChunk *chunk, const SnapRegion *r
     }
     uint64_t bytes = snap_image_writer_bytes_written(save->writer) - before;
     snap_save_count(save, pages, false);
-    return bytes == 0 || pace(save, bytes, error);
+    return bytes == 0 || snap_save_pace(save, bytes, error);
 }
 
 static gboolean sweep_unit(SnapSave *save, uint32_t area, uint64_t chunk, GError **error) {
@@ -131,14 +112,21 @@ static gboolean sweep_unit(SnapSave *save, uint32_t area, uint64_t chunk, GError
     return TRUE;
 }
 
+/*
+ * What the guest has written first. While the save is paused this waits; where the guest needs room and no written
+ * chunk is known (their queue has an end), the caller goes on with the next one of its own, and comes back.
+ */
 static gboolean sweep_hot(SnapSave *save, GError **error) {
     SnapUnit hot;
-    while (snap_sweep_next_hot(save->tracker, &hot)) {
+    while (snap_save_rest(save, error)) {
+        if (!snap_sweep_next_hot(save->tracker, &hot)) {
+            return TRUE;
+        }
         if (!sweep_unit(save, hot.area, hot.first, error)) {
             return FALSE;
         }
     }
-    return TRUE;
+    return FALSE;
 }
 
 /* Chunks [run) of an area; what the log calls unchanged is counted, but not looked at. */
@@ -220,7 +208,8 @@ static gboolean save_untracked(SnapSave *save, const SnapRegion *region, guint n
                                GError **error) {
     uint64_t n_pages = region->length_bytes / region->page_bytes;
     for (uint64_t done = 0; done < n_pages; done += SNAP_CHUNK_PAGES) {
-        SnapChunk *chunk = snap_save_go_on(save, error) ? get_buffer(save, error) : NULL;
+        bool go_on = snap_save_go_on(save, error) && snap_save_rest(save, error);
+        SnapChunk *chunk = go_on ? get_buffer(save, error) : NULL;
         if (!chunk) {
             return FALSE;
         }
@@ -306,5 +295,6 @@ static gboolean finish(SnapSave *save, GError **error) {
 }
 
 gboolean snap_save_sweep(SnapSave *save, GError **error) {
-    return add_regions(save, error) && sweep_everything(save, error) && finish(save, error);
+    return add_regions(save, error) && sweep_everything(save, error) && snap_save_rest(save, error) &&
+           finish(save, error);
 }

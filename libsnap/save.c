@@ -19,12 +19,15 @@
 
 #include "track.h"
 
+#include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 enum {
     ATTEMPTS_MAX = 3,
-    COUNT_FAULTS_NS = 50000000,
 };
+
+#define DEFAULT_BUFFER_BYTES (UINT64_C(64) << 20)
 
 void snap_save_set_phase(SnapSave *save, SnapSavePhase phase) {
     snap_lock(&save->lock);
@@ -32,51 +35,21 @@ void snap_save_set_phase(SnapSave *save, SnapSavePhase phase) {
     snap_unlock(&save->lock);
 }
 
-/* Percentiles are a walk through the histogram under the fault thread's lock: now and then only. */
-static void count_faults(SnapSave *save) {
-    SnapSync *tracker = save->tracker;
-    SnapSaveStats *stats = &save->stats;
-    snap_lock(&tracker->lock);
-    stats->faults = tracker->latency.count;
-    stats->fault_p50_ns = snap_histogram_quantile(&tracker->latency, 500);
-    stats->fault_p99_ns = snap_histogram_quantile(&tracker->latency, 990);
-    stats->fault_p999_ns = snap_histogram_quantile(&tracker->latency, 999);
-    stats->fault_max_ns = tracker->latency.max_ns;
-    stats->pages_by_fault = MIN(tracker->pages_by_fault, stats->pages_done - stats->pages_unchanged);
-    uint64_t pool_bytes = snap_pool_peak(tracker->pool) * tracker->page_bytes;
-    snap_unlock(&tracker->lock);
-    stats->pages_by_sweep = stats->pages_done - stats->pages_unchanged - stats->pages_by_fault;
-    uint64_t staging = (save->n_staging - save->fewest_free) * SNAP_CHUNK_PAGES * tracker->page_bytes;
-    stats->peak_buffer_bytes = MAX(stats->peak_buffer_bytes, pool_bytes + staging);
+uint64_t snap_save_buffer_cap(const SnapSave *save) {
+    return save->options.buffer_bytes ? save->options.buffer_bytes : DEFAULT_BUFFER_BYTES;
 }
 
-void snap_save_count(SnapSave *save, uint64_t done, bool faults_too) {
+void snap_save_set_tracker(SnapSave *save, SnapSync *tracker) {
     snap_lock(&save->lock);
-    save->stats.pages_done += done;
-    save->stats.pages_zero = snap_image_writer_zero_pages(save->writer) + save->empty_pages;
-    save->stats.bytes_written = snap_image_writer_bytes_written(save->writer);
-    uint64_t now = snap_now_ns();
-    if (faults_too || now >= save->count_faults_ns) {
-        save->count_faults_ns = now + COUNT_FAULTS_NS;
-        count_faults(save);
-    }
+    save->tracker = tracker;
     snap_unlock(&save->lock);
 }
 
-void snap_save_count_unchanged(SnapSave *save, uint64_t pages) {
+SnapSync *snap_save_steal_tracker(SnapSave *save) {
     snap_lock(&save->lock);
-    save->stats.pages_unchanged += pages;
-    save->stats.pages_done += pages;
+    SnapSync *tracker = g_steal_pointer(&save->tracker);
     snap_unlock(&save->lock);
-}
-
-gboolean snap_save_go_on(SnapSave *save, GError **error) {
-    if (g_atomic_int_get(&save->cancelled)) {
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_CANCELLED, "cancelled; the guest runs on, %s was removed",
-                    save->dir);
-        return FALSE;
-    }
-    return !save->tracker || !snap_sync_failed(save->tracker, error);
+    return tracker;
 }
 
 /* ---- the thread -------------------------------------------------------------------------------------------- */
@@ -106,9 +79,7 @@ static void begin_attempt(SnapSave *save) {
     save->states = g_ptr_array_new_with_free_func((GDestroyNotify)snap_state_free);
     save->numbers = g_array_new(FALSE, FALSE, sizeof(guint));
     save->empty_pages = save->copied_bytes = 0;
-    snap_lock(&save->lock);
-    save->stats = (SnapSaveStats){.phase = SNAP_SAVE_PREPARING, .attempts = save->stats.attempts + 1};
-    snap_unlock(&save->lock);
+    snap_save_count_anew(save);
 }
 
 /* The guest first: it is released before anything is removed from disk. */
@@ -116,7 +87,7 @@ static void end_attempt(SnapSave *save) {
     if (save->tracker) {
         save->eager_bytes = MAX(save->eager_bytes, snap_sync_lost_bytes(save->tracker));
     }
-    g_clear_pointer(&save->tracker, snap_sync_free);
+    snap_sync_free(snap_save_steal_tracker(save));
     if (save->guest->tracker) {
         snap_tracker_resume(save->guest->tracker);
     }
@@ -172,6 +143,9 @@ SnapSave *snap_save_start(SnapGuest *guest, const SnapSaveOptions *options, GErr
     save->options.region_glob = g_strdup(options->region_glob);
     save->glob = options->region_glob ? g_pattern_spec_new(options->region_glob) : NULL;
     save->start_ns = snap_now_ns();
+    save->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    save->max_bandwidth_bytes = options->max_bandwidth_bytes;
+    save->stats.buffer_cap_bytes = snap_save_buffer_cap(save);
     /* A tracker wants the guest's memory back after each snapshot. The next one compares. */
     save->options.keep_log = options->keep_log && !guest->tracker;
     snap_lock_init(&save->lock);
@@ -203,25 +177,13 @@ gboolean snap_save_wait(SnapSave *save, int timeout_ms, GError **error) {
     return complete;
 }
 
-void snap_save_cancel(SnapSave *save) {
-    g_atomic_int_set(&save->cancelled, 1);
-}
-
-void snap_save_get_stats(SnapSave *save, SnapSaveStats *ret_stats) {
-    snap_lock(&save->lock);
-    *ret_stats = save->stats;
-    if (!save->done) {
-        ret_stats->total_ns = snap_now_ns() - save->start_ns;
-    }
-    snap_unlock(&save->lock);
-}
-
 void snap_save_free(SnapSave *save) {
     if (!save) {
         return;
     }
     snap_save_cancel(save);
     g_thread_join(save->thread);
+    close(save->wake_fd);
     g_clear_error(&save->error);
     g_clear_pointer(&save->glob, g_pattern_spec_free);
     g_free((char *)save->options.region_glob);

@@ -1,10 +1,12 @@
 /*
- * Inside of the save job; libsnap.h has the outside. Three files, in the order data goes through them:
+ * Inside of the save job; libsnap.h has the outside. First the job itself, then the way of the data:
  *
- *     save.c         the job: thread, attempts, progress
- *     save-base.c    the image before this one: what it has already
- *     save-point.c   from the list of regions to the moment the guest runs on
- *     save-sweep.c   from the moment the guest runs on to the manifest
+ *     save.c           the job: thread, attempts, end
+ *     save-control.c   what others ask of it: cancel, pause, bandwidth; and how the job waits
+ *     save-stats.c     where it is
+ *     save-base.c      the image before this one: what it has already
+ *     save-point.c     from the list of regions to the moment the guest runs on
+ *     save-sweep.c     from the moment the guest runs on to the manifest
  */
 #pragma once
 
@@ -14,6 +16,7 @@
 #include "image-write.h"
 #include "lock.h"
 #include "sweep.h"
+#include "throttle.h"
 
 enum {
     SNAP_SINK_WAIT_MS = 50, /* between looks at cancel and at the guest while the sink is slow */
@@ -33,20 +36,29 @@ struct SnapSave {
     GPatternSpec *glob;
     SnapSaveOptions options;
     uint64_t start_ns;
+    int wake_fd; /* eventfd: something was asked, look again */
     GThread *thread;
 
-    /* atomic: a flag, ordered by nothing */
+    /* atomic: flags, ordered by nothing */
     gint cancelled;
+    gint paused;
 
     /* under lock */
     SnapLock lock;
     SnapCond ended;
-    SnapSaveStats stats;
+    SnapSaveStats stats; /* at the last count */
+    SnapHistogram histogram;
+    SnapRate rate;
+    uint64_t max_bandwidth_bytes;
+    uint64_t staging_bytes; /* in use at the last count */
+    uint64_t peak_staging_bytes;
     GError *error;
     gboolean done;
 
-    /* job thread only */
+    /* job thread; changed under lock, and read under it by others */
     SnapSync *tracker;
+
+    /* job thread only */
     SnapImageWriter *writer;
     SnapImage *parent;     /* (nullable) */
     uint8_t *parent_pages; /* a chunk of it, for comparing */
@@ -55,10 +67,9 @@ struct SnapSave {
     GPtrArray *states;     /* of SnapState */
     GArray *numbers;       /* of guint: tracker area → region number in the image */
     int64_t created_us;
-    uint64_t paced_ns;        /* when the bandwidth limit lets the next chunk go */
+    SnapThrottle throttle;
     uint64_t count_faults_ns; /* when the fault thread's counts are fetched again */
     guint n_staging;
-    guint fewest_free;
     uint64_t copied_bytes; /* in copied */
     uint64_t eager_bytes;  /* regions up to this are copied in the pause: a loss in an earlier attempt taught it */
     uint64_t empty_pages;  /* of blocks that held nothing at the point: never armed, read or written */
@@ -68,6 +79,31 @@ struct SnapSave {
 
 void snap_save_set_phase(SnapSave *save, SnapSavePhase phase);
 
+/* The buffer that was asked for, or the default. */
+uint64_t snap_save_buffer_cap(const SnapSave *save);
+
+/* From now on @tracker (take) is the job's, and what others are told of. */
+void snap_save_set_tracker(SnapSave *save, SnapSync *tracker);
+
+/* The job has none any more. Return: (out) (nullable) the one it had. */
+SnapSync *snap_save_steal_tracker(SnapSave *save);
+
+/* ---- save-control.c -------------------------------------------------------------------------------------- */
+
+/* FALSE when it was cancelled or the fault thread gave up: *error says which. */
+gboolean snap_save_go_on(SnapSave *save, GError **error);
+
+/* Before the sweep takes anything of its own accord: wait while it is paused and the guest has room. */
+gboolean snap_save_rest(SnapSave *save, GError **error);
+
+/* Wait until the bandwidth limit allows @bytes more. */
+gboolean snap_save_pace(SnapSave *save, uint64_t bytes, GError **error);
+
+/* ---- save-stats.c ---------------------------------------------------------------------------------------- */
+
+/* Begin to count for another attempt. */
+void snap_save_count_anew(SnapSave *save);
+
 /* @done more pages are captured; take over what the writer has counted, and now and then, or now, the fault
  * thread. */
 void snap_save_count(SnapSave *save, uint64_t done, bool faults_too);
@@ -75,8 +111,8 @@ void snap_save_count(SnapSave *save, uint64_t done, bool faults_too);
 /* @pages need not be captured: the parent has them. */
 void snap_save_count_unchanged(SnapSave *save, uint64_t pages);
 
-/* FALSE when it was cancelled or the fault thread gave up: *error says which. */
-gboolean snap_save_go_on(SnapSave *save, GError **error);
+/* Staging buffers have been taken or given back. */
+void snap_save_count_staging(SnapSave *save);
 
 /* ---- save-base.c ----------------------------------------------------------------------------------------- */
 

@@ -302,6 +302,8 @@ static void settle(SnapSync *tracker, SnapUnit unit, uint32_t *ret_lists) {
         ret_lists[i] = chunk->claimed ? chunk->preimages : SNAP_POOL_NONE;
         chunk->claimed = UINT64_MAX;
         chunk->phase = SNAP_CHUNK_CAPTURED;
+        tracker->n_waiting -= chunk->waiting;
+        chunk->waiting = 0;
     }
     bool released = release_locked(tracker, unit);
     snap_unlock(&tracker->lock);

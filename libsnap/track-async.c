@@ -189,47 +189,54 @@ int snap_async_protect(const SnapAsync *async, const SnapArea *area, uint64_t st
     return 0;
 }
 
-/*
- * Something in the page tables of [from, end), offsets of the area; the zero page is nothing. No more is looked at
- * than tells how to go on: of base pages a little more than a unit, of huge pages as many as come one after the
- * other. Return: 1, 0 or -errno.
- */
-static int find_mapped(const SnapAsync *async, const SnapArea *area, uint64_t from, uint64_t end,
-                       SnapBytes *ret_run, uint64_t *ret_searched) {
+/* What is in page tables; the zero page is nothing. No more is looked at than tells how to go on: of base pages
+ * that follow each other a little more than a unit. */
+static SnapScan scan_for_mapped(const SnapAsync *async, const SnapArea *area) {
     uint64_t base = area->region->host_address;
-    SnapScan scan = {
+    return (SnapScan){
         .fd = async->pagemap,
         .filter = {.any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED, .none = PAGE_IS_PFNZERO, .report = PAGE_IS_HUGE},
-        .next = base + from,
-        .end = base + end,
+        .next = base,
+        .end = base + area->region->length_bytes,
         .max_pages = area->chunk_bytes / area->region->page_bytes + 1};
-    struct page_region run;
-    int n = from < end ? snap_pagemap_step(&scan, &run, 1) : 0;
-    if (n == 1 && (run.categories & PAGE_IS_HUGE)) {
-        scan.next = run.start;
-        scan.end = MIN(base + end, run.start + HUGE_BLOCKS * area->block_bytes);
-        scan.max_pages = 0;
-        n = snap_pagemap_step(&scan, &run, 1);
-    }
-    if (n == 1) {
-        *ret_run = (SnapBytes){run.start - base, run.end - base};
-        *ret_searched = scan.next - base;
-    }
-    return n;
 }
 
-/* Add what is mapped to what is armed: the unit of a few pages, the whole block of many. */
+/* Huge pages from @run on: as many as come one after the other. Return: 0 or -errno. */
+static int look_at_huge(SnapScan scan, const SnapArea *area, struct page_region *run) {
+    scan.next = run->start;
+    scan.end = MIN(scan.end, run->start + HUGE_BLOCKS * area->block_bytes);
+    scan.max_pages = 0;
+    int n = snap_pagemap_step(&scan, run, 1);
+    return n < 0 ? n : 0;
+}
+
+/* Add a run to what is armed: the unit of a few pages, the whole block of many. Return: the end of that. */
+static uint64_t add_mapped(SnapArea *area, const struct page_region *run) {
+    uint64_t base = area->region->host_address, start = run->start - base, end = run->end - base;
+    bool many = end - start > area->chunk_bytes;
+    end = many ? snap_async_block_end(area, end) : snap_async_unit_end(area, end);
+    snap_async_add_armed(area, start, end);
+    return base + end;
+}
+
+/* Add what is mapped to what is armed. Lonely pages come many at a time, or each would cost a call. */
 static int find_mapped_units(const SnapAsync *async, SnapArea *area) {
-    uint64_t searched = 0, length = area->region->length_bytes;
-    SnapBytes run;
-    int found;
-    while ((found = find_mapped(async, area, searched, length, &run, &searched)) == 1) {
-        bool many = run.end - run.start > area->chunk_bytes;
-        uint64_t end = many ? snap_async_block_end(area, run.end) : snap_async_unit_end(area, run.end);
-        snap_async_add_armed(area, run.start, end);
-        searched = MAX(searched, end);
+    SnapScan scan = scan_for_mapped(async, area);
+    while (scan.next < scan.end) {
+        int n = snap_pagemap_scan(&scan, async->vector, async->n_vector);
+        if (n < 0) {
+            return n;
+        }
+        for (int i = 0; i < n; i++) {
+            struct page_region *run = &async->vector[i];
+            int result = run->categories & PAGE_IS_HUGE ? look_at_huge(scan, area, run) : 0;
+            if (result < 0) {
+                return result;
+            }
+            scan.next = MAX(scan.next, add_mapped(area, run));
+        }
     }
-    return found;
+    return 0;
 }
 
 /* And what only the file has. */
@@ -254,7 +261,7 @@ static int find_file_units(SnapArea *area) {
 /* Add what holds something to what is armed. */
 static int find_units(const SnapAsync *async, SnapArea *area) {
     if (!snap_async_has_gaps(area)) {
-        snap_area_arm(area, (SnapRun){0, area->n_chunks});
+        snap_area_add_armed(area, (SnapRun){0, area->n_chunks});
         return 0;
     }
     int result = find_mapped_units(async, area);

@@ -125,12 +125,20 @@ static void sync_close(SnapTracker *tracker) {
     g_clear_pointer(&tracker->sync, snap_sync_free);
 }
 
-static int sync_add(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end, SnapTake take) {
-    (void)start;
-    (void)end;
-    if (tracked->region->memory == SNAP_MEMORY_COPIED) {
-        return 0;
+/* Return: 0; -ENOENT, a part of [start, end) is not mapped; -ESRCH, the guest is gone; or another -errno. */
+static int check_mapped(const SnapTracker *tracker, uint64_t start, uint64_t end) {
+    SnapCoverage coverage;
+    int result = snap_coverage_init(&coverage, snap_guest_pid(tracker->guest));
+    if (result < 0) {
+        return result == -ENOENT ? -ESRCH : result;
     }
+    result = snap_coverage_check(&coverage, start, end);
+    snap_coverage_clear(&coverage);
+    return result;
+}
+
+/* Return: 0; -ENOENT, it has gone; -EINVAL, it had gone, and is back, or cannot be logged; or another -errno. */
+static int sync_register(SnapTracker *tracker, SnapTracked *tracked) {
     g_autoptr(GError) error = NULL;
     if (!snap_sync_add(tracker->sync, copy_region(tracked->region), false, &error)) {
         return error->code == SNAP_ERROR_REFUSED         ? -EBUSY
@@ -138,11 +146,29 @@ static int sync_add(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, 
                : error->code == SNAP_ERROR_GUEST_GONE    ? -ESRCH
                                                          : -EIO;
     }
-    tracked->area = snap_sync_area(tracker->sync, tracker->sync->areas->len - 1);
-    if (take == SNAP_TAKE_CLEAN) {
+    SnapArea *area = snap_sync_area(tracker->sync, tracker->sync->areas->len - 1);
+    if (area->dropped) {
+        int result = check_mapped(tracker, tracked->region->host_address, snap_tracked_end(tracked));
+        return result < 0 ? result : -EINVAL;
+    }
+    tracked->area = area;
+    return 0;
+}
+
+static int sync_add(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end, SnapTake take) {
+    (void)start;
+    (void)end;
+    if (tracked->region->memory == SNAP_MEMORY_COPIED) {
+        return 0;
+    }
+    int result = -EINVAL;
+    for (int i = 0; i < REGISTER_TRIES && result == -EINVAL; i++) {
+        result = sync_register(tracker, tracked);
+    }
+    if (result == 0 && take == SNAP_TAKE_CLEAN) {
         snap_area_wipe(tracked->area);
     }
-    return 0;
+    return result;
 }
 
 static void sync_drop(SnapTracker *tracker, SnapTracked *tracked) {
@@ -169,7 +195,9 @@ static void report_chunks(SnapArea *area, SnapAddressFunc func, void *opaque) {
     }
 }
 
-/* A round, one a call, protects whatever was touched anywhere; the words of an area are what was written since they were read.
+/*
+ * A round, one a call, protects whatever was touched anywhere; the words of an area are what was written since
+ * they were read.
  */
 static int sync_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end,
                      SnapAddressFunc func, void *opaque) {
@@ -184,14 +212,11 @@ static int sync_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start,
     if (due && !snap_sync_round(tracker->sync, &pages, &error)) {
         return error->code == SNAP_ERROR_GUEST_GONE ? -ESRCH : error->code == SNAP_ERROR_REFUSED ? -EBUSY : -EIO;
     }
-    if (tracked->area->stale || tracked->area->dropped) {
+    if (tracked->area->stale) {
         return -EPERM;
     }
     /* A hole in the middle neither registering nor protecting complains of. */
-    SnapCoverage coverage;
-    int result = snap_coverage_init(&coverage, snap_guest_pid(tracker->guest));
-    result = result < 0 ? result : snap_coverage_check(&coverage, start, end);
-    snap_coverage_clear(&coverage);
+    int result = check_mapped(tracker, start, end);
     if (result < 0) {
         return result == -ENOENT ? -EPERM : result;
     }

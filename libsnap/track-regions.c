@@ -12,10 +12,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "hash.h"
+#include "region.h"
 #include "vma.h"
 
 void snap_tracked_free(SnapTracked *tracked) {
@@ -85,24 +85,14 @@ static bool is_wanted(const SnapTracker *tracker, const SnapRegion *region) {
            (!tracker->glob || g_pattern_spec_match_string(tracker->glob, region->name));
 }
 
-static bool is_same_file(const SnapRegion *a, const SnapRegion *b) {
-    struct stat x, y;
-    if (a->fd < 0 || b->fd < 0) {
-        return a->fd < 0 && b->fd < 0;
-    }
-    return fstat(a->fd, &x) == 0 && fstat(b->fd, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino &&
-           a->fd_offset == b->fd_offset;
-}
-
-static bool is_same(const SnapRegion *a, const SnapRegion *b) {
-    return a->host_address == b->host_address && a->length_bytes == b->length_bytes && a->memory == b->memory &&
-           a->granule_bytes == b->granule_bytes && is_same_file(a, b);
+static bool is_unchanged(const SnapRegion *a, const SnapRegion *b) {
+    return a->length_bytes == b->length_bytes && snap_region_is_same(a, b);
 }
 
 static bool is_known(const SnapTracker *tracker, const SnapRegion *region) {
     guint at = snap_regions_find(tracker, region->host_address);
     return at < tracker->areas->len && snap_tracker_area(tracker, at)->listed &&
-           is_same(snap_tracker_area(tracker, at)->region, region);
+           is_unchanged(snap_tracker_area(tracker, at)->region, region);
 }
 
 /* Drop the listed areas that are not in @now. */
@@ -115,7 +105,7 @@ static void drop_gone(SnapTracker *tracker, const GPtrArray *now) SNAP_REQUIRES(
     for (guint i = 0; i < tracker->areas->len;) {
         const SnapTracked *tracked = snap_tracker_area(tracker, i);
         const SnapRegion *region = g_hash_table_lookup(there, &tracked->region->host_address);
-        if (tracked->listed && (!region || !is_same(tracked->region, region))) {
+        if (tracked->listed && (!region || !is_unchanged(tracked->region, region))) {
             drop(tracker, i);
         } else {
             i++;

@@ -31,7 +31,7 @@ enum {
     POINT_ROUNDS_MAX = 64, /* a stopped guest needs two */
 };
 
-/* What sync tracking asks of the kernel; names as docs/platform-requirements has them. */
+/* What sync tracking asks of the kernel, all of it: Linux 6.4. Each is a required row of probe.c. */
 static const struct {
     uint64_t bit;
     const char *name;
@@ -82,6 +82,7 @@ static SnapSync *tracker_alloc(int pid, int uffd, uint32_t pool_pages, SnapAtCap
     tracker->at_cap = at_cap;
     tracker->page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
     tracker->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    tracker->room_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     tracker->fdinfo = snap_uffd_open_fdinfo(uffd);
     tracker->pagemap = -1;
     snap_lock_init(&tracker->lock);
@@ -135,6 +136,7 @@ void snap_sync_free(SnapSync *tracker) {
     close_if_open(tracker->fdinfo);
     close_if_open(tracker->pagemap);
     close_if_open(tracker->stop_fd);
+    close_if_open(tracker->room_fd);
     snap_memory_reader_clear(&tracker->reader);
     g_ptr_array_unref(tracker->areas);
     snap_pool_free(tracker->pool);
@@ -149,11 +151,38 @@ void snap_sync_free(SnapSync *tracker) {
 
 /* ---- small things the fault thread shares ---------------------------------------------------------------- */
 
+static void tell_room_locked(SnapSync *tracker) SNAP_REQUIRES(tracker->lock) {
+    if (tracker->tell_room) {
+        tracker->tell_room = false;
+        eventfd_write(tracker->room_fd, 1);
+    }
+}
+
+static bool lacks_room_locked(const SnapSync *tracker) SNAP_REQUIRES(tracker->lock) {
+    uint32_t taken = snap_pool_taken(tracker->pool);
+    return tracker->n_waiting > 0 || (taken > 0 && taken >= snap_pool_available(tracker->pool));
+}
+
+bool snap_sync_lacks_room(SnapSync *tracker) {
+    snap_lock(&tracker->lock);
+    bool lacks = lacks_room_locked(tracker);
+    tracker->tell_room = !lacks && tracker->failure.code < 0;
+    snap_unlock(&tracker->lock);
+    return lacks;
+}
+
+void snap_sync_look_room_locked(SnapSync *tracker) {
+    if (tracker->tell_room && lacks_room_locked(tracker)) {
+        tell_room_locked(tracker);
+    }
+}
+
 void snap_sync_fail_locked(SnapSync *tracker, SnapSyncFailure failure) {
     if (tracker->failure.code < 0) {
         tracker->failure = failure;
     }
     tracker->mode = SNAP_SYNC_OFF;
+    tell_room_locked(tracker);
 }
 
 gboolean snap_sync_failed(SnapSync *tracker, GError **error) {
@@ -205,6 +234,11 @@ void snap_sync_note_locked(SnapSync *tracker, uint32_t area_index, uint64_t offs
 void snap_sync_heat_locked(SnapSync *tracker, uint32_t area, uint64_t chunk, bool waiting) {
     SnapChunkState *state = &snap_sync_area(tracker, area)->chunks[chunk];
     SnapUnit unit = {.area = area, .first = chunk, .n_chunks = 1};
+    if (waiting && !state->waiting) {
+        state->waiting = 1;
+        tracker->n_waiting++;
+        tell_room_locked(tracker);
+    }
     if (tracker->n_hot == SNAP_HOT_MAX || (state->hot && !waiting)) {
         return;
     }
@@ -307,7 +341,7 @@ gboolean snap_sync_add(SnapSync *tracker, SnapRegion *region, bool stands, GErro
     int result = register_area(tracker, area);
     if (!stands && (result == -ENOMEM || result == -ENOENT || result == -EINVAL)) {
         /* Most likely unmapped since it was listed (EINVAL says that too). The listing at the point will tell. */
-        area->dropped = true;
+        snap_sync_drop(tracker, tracker->areas->len - 1);
         return TRUE;
     }
     if (result < 0) {
@@ -418,7 +452,7 @@ static int renew_area(SnapSync *tracker, guint number, uint64_t *ret_pages) {
     return result == -ESRCH ? result : 0;
 }
 
-gboolean snap_sync_round(SnapSync *tracker, uint64_t *ret_pages, GError **error) {
+static gboolean protect_again(SnapSync *tracker, uint64_t *ret_pages, GError **error) {
     g_autoptr(GArray) touched = take_touched(tracker);
     uint64_t pages = 0;
     for (guint i = 0; i < touched->len; i++) {
@@ -448,6 +482,11 @@ gboolean snap_sync_round(SnapSync *tracker, uint64_t *ret_pages, GError **error)
     return TRUE;
 }
 
+gboolean snap_sync_round(SnapSync *tracker, uint64_t *ret_pages, GError **error) {
+    snap_sync_forget_dropped(tracker);
+    return protect_again(tracker, ret_pages, error);
+}
+
 /* Nothing was touched since the last round, and nothing is half mapped. */
 static bool switch_to_sync(SnapSync *tracker) {
     snap_lock(&tracker->lock);
@@ -466,7 +505,7 @@ static bool switch_to_sync(SnapSync *tracker) {
 gboolean snap_sync_point(SnapSync *tracker, GError **error) {
     for (int i = 0; i < POINT_ROUNDS_MAX; i++) {
         uint64_t pages;
-        if (!snap_sync_round(tracker, &pages, error)) {
+        if (!protect_again(tracker, &pages, error)) {
             return FALSE;
         }
         if (switch_to_sync(tracker)) {
@@ -494,55 +533,20 @@ static void turn_chunks(SnapArea *area) {
     area->logged = true;
 }
 
-/* Take out the dropped areas: those behind them move up. */
-static void forget_dropped_locked(SnapSync *tracker) SNAP_REQUIRES(tracker->lock) {
-    for (guint i = 0; i < tracker->areas->len;) {
-        if (!snap_sync_area(tracker, i)->dropped) {
-            i++;
-            continue;
-        }
-        snap_layout_remove(&tracker->layout, i);
-        for (uint32_t e = 0; e < tracker->layout.n_extents; e++) {
-            tracker->layout.extents[e].area -= tracker->layout.extents[e].area > i;
-        }
-        g_ptr_array_remove_index(tracker->areas, i);
-    }
-}
-
 void snap_sync_go_on_logging(SnapSync *tracker) {
     g_assert(tracker->keep && tracker->backlog->len == 0);
     snap_lock(&tracker->lock);
     if (tracker->mode == SNAP_SYNC_SYNC) {
-        forget_dropped_locked(tracker);
         for (guint i = 0; i < tracker->areas->len; i++) {
             turn_chunks(snap_sync_area(tracker, i));
         }
-        tracker->n_hot = tracker->n_touched = 0;
+        tracker->n_hot = tracker->n_touched = tracker->n_waiting = 0;
         tracker->touched_overflow = true; /* look through all */
-        tracker->latency = (SnapHistogram){0};
+        tracker->latency = (SnapLatency){0};
         tracker->pages_by_fault = 0;
         snap_pool_restart(tracker->pool);
         tracker->mode = SNAP_SYNC_LOG;
     }
-    snap_unlock(&tracker->lock);
-}
-
-void snap_sync_drop(SnapSync *tracker, guint i) {
-    snap_lock(&tracker->lock);
-    snap_sync_area(tracker, i)->dropped = true;
-    snap_layout_remove(&tracker->layout, i);
-    snap_unlock(&tracker->lock);
-}
-
-void snap_sync_shrink(SnapSync *tracker, guint i, uint64_t length_bytes) {
-    SnapArea *area = snap_sync_area(tracker, i);
-    uint64_t start = area->region->host_address, end = start + area->region->length_bytes;
-    SnapExtent cut;
-    snap_lock(&tracker->lock);
-    while (length_bytes < area->region->length_bytes &&
-           snap_layout_cut(&tracker->layout, start + length_bytes, end, &cut) == 1) {
-    }
-    snap_area_shrink(area, length_bytes);
     snap_unlock(&tracker->lock);
 }
 

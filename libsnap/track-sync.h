@@ -76,6 +76,7 @@ typedef struct {
     int fdinfo;
     int pagemap;
     int stop_fd; /* eventfd: the fault thread ends */
+    int room_fd; /* eventfd: there is a lack of room, or a failure; see snap_sync_lacks_room() */
     uint64_t page_bytes;
     SnapAtCap at_cap;
     bool keep; /* the log: pages stay protected when they are captured. Job thread, outside SYNC */
@@ -94,8 +95,10 @@ typedef struct {
     SnapUnit *hot; /* ring; n_hot from first_hot on */
     uint32_t first_hot;
     uint32_t n_hot;
+    uint32_t n_waiting; /* chunks that the guest waits for */
+    bool tell_room;     /* the next lack of room is told by room_fd */
     SnapSyncFailure failure;
-    SnapHistogram latency;
+    SnapLatency latency;
     uint64_t pages_by_fault;
 
     /* job thread only */
@@ -126,7 +129,10 @@ void snap_sync_start(SnapSync *tracker);
  */
 gboolean snap_sync_add(SnapSync *tracker, SnapRegion *region, bool stands, GError **error);
 
-/* One pre-arm round: protect what was touched or filled since the last. @ret_pages: how much that was. */
+/*
+ * In LOG, one round: protect what was touched or filled since the last. @ret_pages: how much that was. Areas that
+ * have been dropped are freed, and those behind them get other numbers.
+ */
 gboolean snap_sync_round(SnapSync *tracker, uint64_t *ret_pages, GError **error);
 
 /*
@@ -137,12 +143,15 @@ gboolean snap_sync_point(SnapSync *tracker, GError **error);
 
 /*
  * The point's image is complete: SYNC → LOG, with what was written since the point as touched. All is captured,
- * the log was kept. Areas that were dropped are forgotten.
+ * the log was kept.
  */
 void snap_sync_go_on_logging(SnapSync *tracker);
 
-/* Not in SYNC: take area @i out; what it covered may be added anew. */
+/* Not in SYNC: take area @i out; what it covered may be added anew. It is freed by the next round. */
 void snap_sync_drop(SnapSync *tracker, guint i);
+
+/* In LOG: free the areas that were dropped; those behind them get other numbers. */
+void snap_sync_forget_dropped(SnapSync *tracker);
 
 /* The guest has only the first @length_bytes of area @i left; what is behind may be another area's. */
 void snap_sync_shrink(SnapSync *tracker, guint i, uint64_t length_bytes);
@@ -173,6 +182,15 @@ void snap_sync_touch_locked(SnapSync *tracker, uint32_t area, uint64_t chunk, ui
  */
 void snap_sync_heat_locked(SnapSync *tracker, uint32_t area, uint64_t chunk, bool waiting)
     SNAP_REQUIRES(tracker->lock);
+
+/*
+ * Whether a sweep that rests has to go on: the guest waits for it, or soon would, as half the pool is taken. If not,
+ * room_fd becomes readable when it has to, once; by a failure as well.
+ */
+bool snap_sync_lacks_room(SnapSync *tracker);
+
+/* A pre-image was added: tell whoever asked, if there is a lack of room now. */
+void snap_sync_look_room_locked(SnapSync *tracker) SNAP_REQUIRES(tracker->lock);
 
 static inline SnapArea *snap_sync_area(const SnapSync *tracker, uint32_t i) {
     return g_ptr_array_index(tracker->areas, i);

@@ -40,7 +40,7 @@ struct SnapTracker {
     bool alone;     /* nothing was ever put into a view: what the kernel says goes straight to the caller */
     SnapAsync async;
     SnapSync *sync;
-    bool round_due; /* SYNC: nothing was protected again since this call began */
+    bool round_due;     /* SYNC: nothing was protected again since this call began */
     GPtrArray *areas;   /* of SnapTracked, by address */
     GPtrArray *watches; /* of SnapWatch, borrowed */
     uint64_t maps_hash; /* of the guest's /proc/PID/maps when regions were listed last */

@@ -76,14 +76,23 @@ static uint64_t find(const SnapView *view, uint64_t first, uint64_t end, bool se
     return end;
 }
 
-bool snap_view_next(const SnapView *view, uint64_t address, uint64_t end, uint64_t *ret_start, uint64_t *ret_end) {
-    uint64_t first, behind;
-    if (!to_pages(view, address, end, &first, &behind)) {
+/* The same, cut to where bits are set. */
+static bool to_marked_pages(const SnapView *view, uint64_t start, uint64_t end, uint64_t *ret_first,
+                            uint64_t *ret_end) {
+    if (!to_pages(view, start, end, ret_first, ret_end)) {
         return false;
     }
-    first = MAX(first, view->low);
-    behind = MIN(behind, view->high);
-    uint64_t page = first < behind ? find(view, first, behind, true) : behind;
+    *ret_first = MAX(*ret_first, view->low);
+    *ret_end = MIN(*ret_end, view->high);
+    return *ret_first < *ret_end;
+}
+
+bool snap_view_next(const SnapView *view, uint64_t address, uint64_t end, uint64_t *ret_start, uint64_t *ret_end) {
+    uint64_t first, behind;
+    if (!to_marked_pages(view, address, end, &first, &behind)) {
+        return false;
+    }
+    uint64_t page = find(view, first, behind, true);
     if (page >= behind) {
         return false;
     }
@@ -94,11 +103,9 @@ bool snap_view_next(const SnapView *view, uint64_t address, uint64_t end, uint64
 
 void snap_view_unmark(SnapView *view, uint64_t start, uint64_t end) {
     uint64_t first, behind;
-    if (!to_pages(view, start, end, &first, &behind)) {
+    if (!to_marked_pages(view, start, end, &first, &behind)) {
         return;
     }
-    first = MAX(first, view->low);
-    behind = MIN(behind, view->high);
     for (uint64_t word = first / WORD_BITS; word * WORD_BITS < behind; word++) {
         view->bits[word] &= ~mask_of(word, first, behind);
     }

@@ -28,7 +28,7 @@ static gboolean write_format(const SnapImage *image, const QapiExportOptions *op
     case QAPI_EXPORT_ELF:
         return process_export_core(image, output->path ? output->path : output->name, progress, opaque, error);
     case QAPI_EXPORT_QEMU:
-        return qemu_export_stream(image, output->fd, progress, opaque, error);
+        return qemu_export_stream(image, output->fd, NULL, progress, opaque, error);
     case QAPI_EXPORT_MAX:
         break;
     }

@@ -1,6 +1,9 @@
 /* Command family image: see image.h. */
 #include "image.h"
 
+#include "call.h"
+#include "schema-handlers.h"
+
 static uint64_t region_data_bytes(const SnapImage *image, guint i) {
     uint64_t total = 0, start = 0, end = 0;
     for (uint64_t from = 0; snap_image_next_data(image, i, from, &start, &end); from = end)
@@ -110,8 +113,7 @@ json_object *qapi_image_list(const char *const *dirs, GError **error) {
     return g_steal_pointer(&result);
 }
 
-/* ---- verify, merge, delete
- * -------------------------------------------------------------------------------------- */
+/* ---- verify, merge, delete ------------------------------------------------------------------------------- */
 
 json_object *qapi_image_verify(const char *dir, SnapProgressFunc progress, void *opaque, GError **error) {
     g_autoptr(SnapImage) image = snap_image_open(dir, error);
@@ -146,4 +148,27 @@ json_object *qapi_image_delete(const char *dir, GError **error) {
     json_object *result = json_object_new_object();
     qapi_json_add_string(result, "dir", dir);
     return result;
+}
+
+/* ---- commands -------------------------------------------------------------------------------------------- */
+
+json_object *qmp_query_snapshot(QapiCall *call, GError **error) {
+    g_autofree char *path = qapi_call_path(call, "path");
+    return qapi_image_info(path, error);
+}
+
+json_object *qmp_query_snapshots(QapiCall *call, GError **error) {
+    json_object *paths = qapi_argument(call, "paths");
+    g_autoptr(GStrvBuilder) builder = g_strv_builder_new();
+    for (gsize i = 0; paths && i < json_object_array_length(paths); i++) {
+        g_autofree char *path =
+            qapi_path(call->helper, json_object_get_string(json_object_array_get_idx(paths, i)));
+        g_strv_builder_add(builder, path);
+    }
+    if (!paths)
+        g_strv_builder_add(builder, call->helper->snapshot_dir);
+    g_auto(GStrv) dirs = g_strv_builder_end(builder);
+    g_autoptr(json_object) result = qapi_image_list((const char *const *)dirs, error);
+    json_object *images = NULL;
+    return result && json_object_object_get_ex(result, "images", &images) ? json_object_get(images) : NULL;
 }

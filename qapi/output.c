@@ -56,6 +56,13 @@ QapiOutput *qapi_output_open(const char *name, GError **error) {
     return opened ? g_steal_pointer(&output) : NULL;
 }
 
+QapiOutput *qapi_output_new_fd(int fd) {
+    QapiOutput *output = g_new0(QapiOutput, 1);
+    output->fd = fd;
+    output->name = g_strdup_printf("/proc/self/fd/%d", fd);
+    return output;
+}
+
 gboolean qapi_output_commit(QapiOutput *output, GError **error) {
     if (output->path && fsync(output->fd) < 0) {
         snap_set_errno(error, errno, "%s: fsync", output->name);

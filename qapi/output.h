@@ -25,6 +25,9 @@ typedef struct {
  */
 QapiOutput *qapi_output_open(const char *name, GError **error);
 
+/** qapi_output_new_fd: the same with a file or pipe that is open already. @fd: (take). Return: (out). */
+QapiOutput *qapi_output_new_fd(int fd);
+
 /** qapi_output_commit: all is written: put it in its place. Errors: IO, NO_SPACE. */
 gboolean qapi_output_commit(QapiOutput *output, GError **error);
 

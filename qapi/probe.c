@@ -2,6 +2,7 @@
 #include "probe.h"
 
 #include "libsnap.h"
+#include "schema-handlers.h"
 
 static const char *const answers[] = {
     [SNAP_PROBE_YES] = "yes",
@@ -49,4 +50,9 @@ json_object *qapi_probe(void) {
     qapi_json_add_string(result, "dirty-log", snap_track_mode_name(dirty_log(items, n, ready)));
     qapi_json_add(result, "items", list);
     return result;
+}
+
+json_object *qmp_query_probe(QapiCall *call, GError **error) {
+    (void)call, (void)error;
+    return qapi_probe();
 }

@@ -5,13 +5,13 @@
 #include "libsnap.h"
 
 typedef enum {
-    QAPI_TARGET_PID,
-    QAPI_TARGET_QEMU,
-} QapiTargetKind;
+    QAPI_GUEST_PROCESS,
+    QAPI_GUEST_QEMU,
+} QapiGuestKind;
 
 /* Which guest; each kind has its own options. */
 typedef struct {
-    QapiTargetKind kind;
+    QapiGuestKind kind;
     union {
         struct {
             int pid;
@@ -21,15 +21,15 @@ typedef struct {
             gboolean ignore_disks; /* writable disks are none of ours: what the guest writes there is not kept */
         } qemu;
     };
-} QapiTarget;
+} QapiGuestOptions;
 
 typedef struct {
-    QapiTarget target;
+    QapiGuestOptions target;
     SnapSaveOptions save;
 } QapiSaveOptions;
 
 /** qapi_open_guest: attach to @target. Errors: GUEST_GONE and others of its driver. Return: (out) the guest. */
-SnapGuest *qapi_open_guest(const QapiTarget *target, GError **error);
+SnapGuest *qapi_open_guest(const QapiGuestOptions *target, GError **error);
 
 /* Called about ten times a second while it runs; return FALSE to cancel. */
 typedef gboolean (*QapiSaveProgressFunc)(const SnapSaveStats *stats, void *opaque);
@@ -48,3 +48,12 @@ json_object *qapi_save(const QapiSaveOptions *options, QapiSaveProgressFunc prog
 /** qapi_save_guest: the same, of a guest that is attached to already. @options: (borrow). */
 json_object *qapi_save_guest(SnapGuest *guest, const SnapSaveOptions *options, QapiSaveProgressFunc progress,
                              void *opaque, GError **error);
+
+/** qapi_saved_to_json: what qapi_save() returns. */
+json_object *qapi_saved_to_json(const SnapSaveOptions *options, const SnapSaveStats *stats);
+
+/** qapi_save_statistics: a SaveStatistics of the schema. Thread: any, while @save is there. */
+json_object *qapi_save_statistics(SnapSave *save);
+
+/** qapi_save_wait: until it has ended. @progress: (nullable) as above. Errors: those of snap_save_wait(). */
+gboolean qapi_save_wait(SnapSave *save, QapiSaveProgressFunc progress, void *opaque, GError **error);

@@ -5,16 +5,15 @@
  * and the log kept, merge the oldest image into the one behind it while there are too many, wait for the next
  * period.
  *
- * Failure modes: a save that fails ends the series, and its image is removed; a merge that is cut off is finished
- * or undone by the next run (snap_image_fold_recover()). Names are given once: a number is never used again.
+ * Failure modes: a save that fails ends the series, and its image is removed; what a killed save left is removed
+ * by the next run, and a merge that was cut off is finished or undone by it (snap_image_fold_recover()). A chain
+ * that is damaged is not gone on with, and stays as it is. Names are given once: a number is never used again.
  */
 #include "series.h"
 
 #include <errno.h>
-#include <string.h>
 
 #define NAME_FORMAT "%06u"
-#define NAME_DIGITS 6
 #define LOOK_US 50000 /* at the progress function, while waiting */
 
 typedef struct {
@@ -41,48 +40,81 @@ static gint by_number(gconstpointer a, gconstpointer b) {
 /* FALSE when @name is not one of ours. */
 static gboolean parse_name(const char *name, guint *ret_number) {
     guint64 number = 0;
-    if (strlen(name) < NAME_DIGITS || !g_ascii_string_to_unsigned(name, 10, 1, G_MAXUINT - 1, &number, NULL))
+    if (!g_ascii_string_to_unsigned(name, 10, 1, G_MAXUINT - 1, &number, NULL))
         return FALSE;
+    g_autofree char *ours = g_strdup_printf(NAME_FORMAT, (guint)number);
     *ret_number = (guint)number;
-    return TRUE;
+    return g_str_equal(ours, name);
 }
 
-/* An image that a killed run left incomplete goes; a complete one is part of the chain. */
-static gboolean take_entry(Series *series, const char *name, GError **error) {
-    guint number = 0;
-    g_autoptr(GError) failure = NULL;
-    if (!parse_name(name, &number)) {
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
-                    "%s/%s: not an image of a chain; choose another folder, or move it away",
-                    series->options->save.dir, name);
-        return FALSE;
+/* The numbers of what is in the folder, complete or not. */
+static gboolean read_numbers(const char *dir, GArray *numbers, GError **error) {
+    g_autoptr(GDir) entries = g_dir_open(dir, 0, error);
+    const char *name;
+    guint number;
+    while (entries && (name = g_dir_read_name(entries))) {
+        if (!parse_name(name, &number)) {
+            g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
+                        "%s/%s: not an image of a chain; choose another folder, or move it away", dir, name);
+            return FALSE;
+        }
+        g_array_append_val(numbers, number);
     }
-    g_autofree char *path = path_of(series, number);
-    g_autoptr(SnapImage) image = snap_image_open(path, &failure);
-    if (!image && g_error_matches(failure, SNAP_ERROR, SNAP_ERROR_INCOMPLETE))
-        return snap_image_delete(path, error);
-    if (!image) {
-        g_propagate_error(error, g_steal_pointer(&failure));
-        return FALSE;
+    g_array_sort(numbers, by_number);
+    return entries != NULL;
+}
+
+/* What a killed run left: it has no manifest, or does not even look like an image yet. @listed: (nullable). */
+static gboolean is_left_over(const SnapImageEntry *listed) {
+    return !listed || (!listed->info.id && g_error_matches(listed->problem, SNAP_ERROR, SNAP_ERROR_INCOMPLETE));
+}
+
+/* Number → SnapImageEntry, of the images that are in the folder. */
+static GHashTable *by_numbers(const GPtrArray *images) {
+    GHashTable *table = g_hash_table_new(NULL, NULL);
+    for (guint i = 0; i < images->len; i++) {
+        SnapImageEntry *listed = images->pdata[i];
+        g_autofree char *name = g_path_get_basename(listed->dir);
+        guint number;
+        if (parse_name(name, &number))
+            g_hash_table_insert(table, GUINT_TO_POINTER(number), listed);
     }
-    g_array_append_val(series->numbers, number);
+    return table;
+}
+
+/* Divide @numbers. An image that cannot be read, or whose parents cannot, is an error. */
+static gboolean divide(Series *series, const GArray *numbers, GArray *left_over, GError **error) {
+    g_autoptr(GPtrArray) images = snap_image_list(series->options->save.dir, error);
+    if (!images)
+        return FALSE;
+    g_autoptr(GHashTable) table = by_numbers(images);
+    for (guint i = 0; i < numbers->len; i++) {
+        guint number = g_array_index(numbers, guint, i);
+        const SnapImageEntry *listed = g_hash_table_lookup(table, GUINT_TO_POINTER(number));
+        gboolean old = is_left_over(listed);
+        if (!old && listed->problem) {
+            g_propagate_error(error, g_error_copy(listed->problem));
+            return FALSE;
+        }
+        g_array_append_val(old ? left_over : series->numbers, number);
+    }
     return TRUE;
 }
 
 static gboolean look(Series *series, GError **error) {
     const char *dir = series->options->save.dir;
+    g_autoptr(GArray) numbers = g_array_new(FALSE, FALSE, sizeof(guint));
+    g_autoptr(GArray) left_over = g_array_new(FALSE, FALSE, sizeof(guint));
     if (g_mkdir_with_parents(dir, 0700) < 0) {
         snap_set_errno(error, errno, "%s", dir);
         return FALSE;
     }
-    if (!snap_image_fold_recover(dir, error))
-        return FALSE;
-    g_autoptr(GDir) entries = g_dir_open(dir, 0, error);
-    const char *name;
-    gboolean ok = entries != NULL;
-    while (ok && (name = g_dir_read_name(entries)))
-        ok = take_entry(series, name, error);
-    g_array_sort(series->numbers, by_number);
+    gboolean ok = snap_image_fold_recover(dir, error) && read_numbers(dir, numbers, error) &&
+                  divide(series, numbers, left_over, error);
+    for (guint i = 0; ok && i < left_over->len; i++) {
+        g_autofree char *path = path_of(series, g_array_index(left_over, guint, i));
+        ok = snap_image_delete(path, error);
+    }
     return ok;
 }
 

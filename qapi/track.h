@@ -1,41 +1,16 @@
 /* Command family track: the dirty log of one guest, collected round by round. */
 #pragma once
 
-#include "json.h"
-#include "libsnap.h"
+#include "rounds.h"
 #include "save.h"
 
-typedef enum {
-    QAPI_TRACK_LOG_AUTO, /* ASYNC, or SYNC where that cannot be had */
-    QAPI_TRACK_LOG_ASYNC,
-    QAPI_TRACK_LOG_SYNC,
-} QapiTrackLog;
-
 typedef struct {
-    QapiTarget target;
+    QapiGuestOptions target;
     const char *region_glob; /* (nullable) only regions whose name matches; * ? as in a shell */
     QapiTrackLog log;
     uint64_t interval_us; /* from collection to collection; one that takes longer is followed at once */
     guint rounds;         /* end after so many. 0: go on */
 } QapiTrackOptions;
-
-/* Dirty bytes that lie next to each other. */
-typedef struct {
-    const char *region;
-    uint64_t offset_bytes;
-    uint64_t address; /* in the guest's process */
-    uint64_t length_bytes;
-} QapiTrackRange;
-
-/* What was written since the round before; since the log began, in the first. */
-typedef struct {
-    guint number; /* from 1 on */
-    SnapTrackMode log;
-    SnapDirtyStats stats;
-    uint64_t dirty_bytes;
-    double pages_per_second;
-    const GArray *ranges; /* of QapiTrackRange, by address */
-} QapiTrackRound;
 
 /* All are called in the thread of qapi_track(). */
 typedef struct {
@@ -55,10 +30,3 @@ typedef struct {
  * rounds.
  */
 gboolean qapi_track(const QapiTrackOptions *options, const QapiTrackFuncs *funcs, void *opaque, GError **error);
-
-/**
- * qapi_track_round_to_json: a round as an object.
- * Return: (out) {round, dirty-pages, ranges: [{region, offset, address, length}], scan-us, rate-pages-per-second,
- *   pages-total, log: "async"|"sync"}
- */
-json_object *qapi_track_round_to_json(const QapiTrackRound *round);

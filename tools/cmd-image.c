@@ -8,6 +8,38 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+/* ---- what they have in common ---------------------------------------------------------------------------- */
+
+typedef void (*Print)(json_object *result);
+
+/* A command of one operand that takes no time. */
+static int run_short(Invocation *invocation, json_object *(*handler)(const char *dir, GError **error),
+                     Print print) {
+    int status = STATUS_DONE;
+    if (!invocation_parse(invocation, NULL, 1, 1, &status))
+        return status;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = handler(invocation->argv[0], &error);
+    return result ? invocation_finish(invocation, result, print) : invocation_fail(invocation, error);
+}
+
+typedef json_object *(*LongHandler)(char *const *operands, SnapProgressFunc progress, void *opaque,
+                                    GError **error);
+
+/* One that shows how far it is, and can be interrupted. @doing: what the progress bar calls it. */
+static int run_long(Invocation *invocation, int n_operands, const char *doing, LongHandler handler, Print print) {
+    int status = STATUS_DONE;
+    if (!invocation_parse(invocation, NULL, n_operands, n_operands, &status))
+        return status;
+    interrupt_catch();
+    Progress progress;
+    progress_init(&progress, doing);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = handler(invocation->argv, progress_bytes, &progress, &error);
+    progress_clear(&progress);
+    return result ? invocation_finish(invocation, result, print) : invocation_fail(invocation, error);
+}
+
 /* ---- info ------------------------------------------------------------------------------------------------ */
 
 static void print_region(json_object *region) {
@@ -53,12 +85,7 @@ static void print_info(json_object *result) {
 }
 
 static int run_info(Invocation *invocation) {
-    int status = STATUS_DONE;
-    if (!invocation_parse(invocation, NULL, 1, 1, &status))
-        return status;
-    g_autoptr(GError) error = NULL;
-    g_autoptr(json_object) result = qapi_image_info(invocation->argv[0], &error);
-    return result ? invocation_finish(invocation, result, print_info) : invocation_fail(invocation, error);
+    return run_short(invocation, qapi_image_info, print_info);
 }
 
 const Command command_info = {
@@ -120,17 +147,12 @@ static void print_verified(json_object *result) {
            length);
 }
 
+static json_object *verify(char *const *operands, SnapProgressFunc progress, void *opaque, GError **error) {
+    return qapi_image_verify(operands[0], progress, opaque, error);
+}
+
 static int run_verify(Invocation *invocation) {
-    int status = STATUS_DONE;
-    if (!invocation_parse(invocation, NULL, 1, 1, &status))
-        return status;
-    interrupt_catch();
-    Progress progress;
-    progress_init(&progress, "verifying");
-    g_autoptr(GError) error = NULL;
-    g_autoptr(json_object) result = qapi_image_verify(invocation->argv[0], progress_bytes, &progress, &error);
-    progress_clear(&progress);
-    return result ? invocation_finish(invocation, result, print_verified) : invocation_fail(invocation, error);
+    return run_long(invocation, 1, "verifying", verify, print_verified);
 }
 
 const Command command_verify = {
@@ -149,18 +171,12 @@ static void print_merged(json_object *result) {
            result_uint(result, "merged"), result_uint(result, "regions"), length);
 }
 
+static json_object *merge(char *const *operands, SnapProgressFunc progress, void *opaque, GError **error) {
+    return qapi_image_merge(operands[0], operands[1], progress, opaque, error);
+}
+
 static int run_merge(Invocation *invocation) {
-    int status = STATUS_DONE;
-    if (!invocation_parse(invocation, NULL, 2, 2, &status))
-        return status;
-    interrupt_catch();
-    Progress progress;
-    progress_init(&progress, "merging");
-    g_autoptr(GError) error = NULL;
-    g_autoptr(json_object) result =
-        qapi_image_merge(invocation->argv[0], invocation->argv[1], progress_bytes, &progress, &error);
-    progress_clear(&progress);
-    return result ? invocation_finish(invocation, result, print_merged) : invocation_fail(invocation, error);
+    return run_long(invocation, 2, "merging", merge, print_merged);
 }
 
 const Command command_merge = {
@@ -181,12 +197,7 @@ static void print_deleted(json_object *result) {
 }
 
 static int run_delete(Invocation *invocation) {
-    int status = STATUS_DONE;
-    if (!invocation_parse(invocation, NULL, 1, 1, &status))
-        return status;
-    g_autoptr(GError) error = NULL;
-    g_autoptr(json_object) result = qapi_image_delete(invocation->argv[0], &error);
-    return result ? invocation_finish(invocation, result, print_deleted) : invocation_fail(invocation, error);
+    return run_short(invocation, qapi_image_delete, print_deleted);
 }
 
 const Command command_delete = {

@@ -53,13 +53,13 @@ static gboolean refuse_later_work(const Invocation *invocation, const Options *o
     return TRUE;
 }
 
-static gboolean parse_target(const Invocation *invocation, const Options *options, QapiTarget *target,
+static gboolean parse_target(const Invocation *invocation, const Options *options, QapiGuestOptions *target,
                              int *ret_status) {
     if (!target_parse(invocation, &options->target, target, ret_status))
         return FALSE;
     if (!options->disks)
         return TRUE;
-    if (target->kind != QAPI_TARGET_QEMU)
+    if (target->kind != QAPI_GUEST_QEMU)
         return refuse(invocation, ret_status, "--disks: only a --qemu guest has disks");
     if (g_str_equal(options->disks, "external"))
         return refuse(invocation, ret_status, "--disks external: not built yet; ignore is");

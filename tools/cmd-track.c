@@ -73,7 +73,7 @@ static gboolean parse(Invocation *invocation, Options *options, QapiTrackOptions
         !parse_log(invocation, options->log ? options->log : "auto", &track.log, ret_status))
         return FALSE;
     track.interval_us = (uint64_t)interval_ms * 1000;
-    if (track.target.kind == QAPI_TARGET_QEMU)
+    if (track.target.kind == QAPI_GUEST_QEMU)
         track.target.qemu.ignore_disks = TRUE; /* memory is all that is looked at */
     *ret_track = track;
     return TRUE;

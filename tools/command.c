@@ -1,7 +1,9 @@
 /* What the commands of vmsnap have in common: see command.h. */
 #include "command.h"
 
+#include "interrupt.h"
 #include "libsnap.h"
+#include "progress.h"
 #include "units.h"
 
 #include <stdio.h>
@@ -11,7 +13,7 @@ GOptionGroup *invocation_global_options(Invocation *invocation) {
     const GOptionEntry entries[] = {
         {"json", 0, 0, G_OPTION_ARG_NONE, &invocation->json, "Print the result as one JSON object", NULL},
         {"connect", 0, 0, G_OPTION_ARG_FILENAME, &invocation->connect,
-         "Have the helper at SOCKET do it (there is none yet)", "SOCKET"},
+         "Have the helper (vmsnapd) at SOCKET do it", "SOCKET"},
         {"help", 'h', 0, G_OPTION_ARG_NONE, &invocation->help, "Show this help", NULL},
         G_OPTION_ENTRY_NULL,
     };
@@ -82,11 +84,6 @@ gboolean invocation_parse(Invocation *invocation, const GOptionEntry *entries, i
         *ret_status = print_help(context);
         return FALSE;
     }
-    if (invocation->connect) {
-        *ret_status = invocation_usage(invocation, "--connect: there is no helper to connect to yet; without it "
-                                                   "the command does its work itself");
-        return FALSE;
-    }
     return count_operands(invocation, min_operands, max_operands, ret_status);
 }
 
@@ -141,6 +138,27 @@ int invocation_finish(const Invocation *invocation, json_object *result, void (*
         return STATUS_DONE;
     print_error_line(invocation, "cannot write to standard output: where does it go?");
     return STATUS_FAILED;
+}
+
+/* ---- what most of them do -------------------------------------------------------------------------------- */
+
+int invocation_run(Invocation *invocation, Client *client, const char *command, json_object *arguments,
+                   void (*print)(json_object *result)) {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = client_command(client, command, arguments, &error);
+    return result ? invocation_finish(invocation, result, print) : invocation_fail(invocation, error);
+}
+
+int invocation_run_job(Invocation *invocation, Client *client, const char *doing, const char *command,
+                       json_object *arguments, void (*print)(json_object *result)) {
+    Progress progress;
+    g_autoptr(GError) error = NULL;
+    interrupt_catch();
+    progress_init(&progress, doing);
+    g_autoptr(json_object) result =
+        client_run_job(client, command, arguments, progress_of_job, &progress, &error);
+    progress_clear(&progress);
+    return result ? invocation_finish(invocation, result, print) : invocation_fail(invocation, error);
 }
 
 /* ---- members of a result --------------------------------------------------------------------------------- */

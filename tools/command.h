@@ -1,10 +1,11 @@
 /*
  * What the commands of vmsnap have in common: a table of them, parsing, printing, the exit status.
  *
- *     main → command.run(invocation) → invocation_parse → a handler of qapi/ → invocation_finish or _fail
+ *     main → command.run(invocation) → invocation_parse → client_open → a command → invocation_finish or _fail
  */
 #pragma once
 
+#include "client.h"
 #include "qapi/json.h"
 
 #include <glib.h>
@@ -72,6 +73,20 @@ int invocation_fail(const Invocation *invocation, const GError *error);
  * Return: STATUS_DONE, or STATUS_FAILED when stdout does not take it.
  */
 int invocation_finish(const Invocation *invocation, json_object *result, void (*print)(json_object *result));
+
+/**
+ * invocation_run: one command, and print what it returns.
+ * @client: (borrow). @arguments: (take) (nullable). @print: as above. Return: the exit status.
+ */
+int invocation_run(Invocation *invocation, Client *client, const char *command, json_object *arguments,
+                   void (*print)(json_object *result));
+
+/**
+ * invocation_run_job: the same with a job; shows how far it is, and can be interrupted.
+ * @doing: what the progress bar calls it. @arguments: (take).
+ */
+int invocation_run_job(Invocation *invocation, Client *client, const char *doing, const char *command,
+                       json_object *arguments, void (*print)(json_object *result));
 
 /* Members of a result, for printing; NULL or 0 where they are not there. */
 const char *result_string(json_object *object, const char *name);

@@ -12,7 +12,7 @@ static gboolean refuse(const Invocation *invocation, int *ret_status, const char
     return FALSE;
 }
 
-gboolean target_parse(const Invocation *invocation, const TargetOptions *options, QapiTarget *ret_target,
+gboolean target_parse(const Invocation *invocation, const TargetOptions *options, QapiGuestOptions *ret_target,
                       int *ret_status) {
     guint64 pid = 0;
     if (options->libvirt)
@@ -20,11 +20,11 @@ gboolean target_parse(const Invocation *invocation, const TargetOptions *options
     if (!options->pid == !options->qemu)
         return refuse(invocation, ret_status, "one target, please: --pid PID or --qemu QMP-SOCKET");
     if (options->qemu) {
-        *ret_target = (QapiTarget){.kind = QAPI_TARGET_QEMU, .qemu = {.qmp_path = options->qemu}};
+        *ret_target = (QapiGuestOptions){.kind = QAPI_GUEST_QEMU, .qemu = {.qmp_path = options->qemu}};
         return TRUE;
     }
     if (!g_ascii_string_to_unsigned(options->pid, 10, 1, G_MAXINT, &pid, NULL))
         return refuse(invocation, ret_status, "--pid: not a process id; a number from ps or pidof");
-    *ret_target = (QapiTarget){.kind = QAPI_TARGET_PID, .process = {.pid = (int)pid}};
+    *ret_target = (QapiGuestOptions){.kind = QAPI_GUEST_PROCESS, .process = {.pid = (int)pid}};
     return TRUE;
 }

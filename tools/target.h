@@ -17,5 +17,5 @@ void target_options_clear(TargetOptions *options);
  * @options: (borrow) for as long as @ret_target is used. @ret_target: (out) without options of its kind.
  * Return: FALSE on wrong usage, with the exit status in @ret_status.
  */
-gboolean target_parse(const Invocation *invocation, const TargetOptions *options, QapiTarget *ret_target,
+gboolean target_parse(const Invocation *invocation, const TargetOptions *options, QapiGuestOptions *ret_target,
                       int *ret_status);

@@ -7,12 +7,9 @@
  * Prints medians in milliseconds for a GiB. The rounds alternate. Exit status 1 with a line on stderr when the
  * kernel does not let us, 2 for wrong usage.
  */
-#include "floor-library.h"
-
-#include <getopt.h>
+#include "cost.h"
 
 #define PROGRAM "arm-cost"
-#define ROUNDS_MAX 100
 
 static uint64_t time_writeprotect(const SnapAsync *async, const Memory *memory) {
     uint64_t start_ns = now_ns();
@@ -39,7 +36,7 @@ static void let_go(const SnapAsync *async, const Memory *memory) {
 }
 
 static void measure(const Memory *memory, uint64_t rounds) {
-    uint64_t times_ns[2][ROUNDS_MAX];
+    uint64_t times_ns[2][COST_ROUNDS_MAX];
     double gib = (double)memory->size_bytes / (double)(1 << 30), us[2];
     SnapAsync async;
 
@@ -58,34 +55,6 @@ static void measure(const Memory *memory, uint64_t rounds) {
     snap_async_clear(&async);
 }
 
-static _Noreturn void usage(void) {
-    fprintf(stderr, "usage: " PROGRAM " [--memory anon|thp|memfd|hugetlb] [--size SIZE] [--rounds N]\n");
-    exit(2);
-}
-
 int main(int argc, char **argv) {
-    static const struct option table[] = {{"memory", required_argument, NULL, 'm'},
-                                          {"size", required_argument, NULL, 's'},
-                                          {"rounds", required_argument, NULL, 'r'},
-                                          {0}};
-    uint64_t size_bytes = UINT64_C(1) << 30, rounds = 5;
-    const char *kind = "anon";
-    Memory memory;
-    int option;
-
-    while ((option = getopt_long(argc, argv, "", table, NULL)) != -1) {
-        if (option == 'm')
-            kind = optarg;
-        else if (option == 's')
-            size_bytes = parse_size(optarg);
-        else if (option == 'r')
-            rounds = parse_size(optarg);
-        else
-            usage();
-    }
-    if (optind != argc || !size_bytes || !rounds || rounds > ROUNDS_MAX)
-        usage();
-    memory = map_memory(PROGRAM, kind, size_bytes);
-    measure(&memory, rounds);
-    return 0;
+    return cost_main(PROGRAM, argc, argv, measure);
 }

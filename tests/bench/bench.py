@@ -28,7 +28,8 @@ from scenario import Bench, MeasureError  # noqa: E402
 
 SCENARIOS = [rows_qemu.QemuPause, rows_process.Sizes, rows_process.Faults, rows_process.SlowSink,
              rows_qemu.QemuSlowSink, rows_process.Stall, rows_process.Throughput, rows_qemu.QemuSparse,
-             rows_log.Scan, rows_log.FirstWrite, rows_log.Arm, rows_log.Incremental, rows_log.Slowdown]
+             rows_log.Scan, rows_log.FirstWrite, rows_log.Arm, rows_log.Sparse, rows_log.Incremental,
+             rows_log.Slowdown]
 ROWS = [row for scenario in SCENARIOS for row in scenario.rows]
 FAILURES = (MeasureError, vmsnap.VmsnapError, guests.GuestError, qemu.QmpError, OSError)
 

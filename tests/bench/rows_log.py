@@ -19,6 +19,10 @@ def format_ms(ms):
     return format_us(ms * 1e3)
 
 
+def format_kib(kib):
+    return format_bytes(kib * 1024)
+
+
 class Scan(Scenario):
     """scan-floor takes turns between a bare PAGEMAP_SCAN loop and the library itself, on the same 2 GiB."""
     rows = tuple(f"scan-{percent}" for percent in DIRTY)
@@ -63,6 +67,37 @@ class Arm(Scenario):
     def lines(self):
         return [Line("arm", "arming 1 GiB of 4 KiB pages", self.samples["ours"], self.samples["uffdio"],
                      "UFFDIO_WRITEPROTECT", format_ms, at_most=1 / 2)]
+
+
+class Sparse(Scenario):
+    """sparse-cost takes turns between the library's tracker and the bare calls, each on fresh memory."""
+    rows = ("sparse-arm", "sparse-scan", "sparse-tables", "sparse-sync")
+    limit_ms, tables_limit_kib = 20, 64
+
+    def round(self):
+        for how in ("async", "sync"):
+            fields = self.bench.floor("sparse-cost", "--how", how, "--rounds", "3")
+            for name in fields.keys() - {"how"}:
+                self.add(f"{how}-{name}", fields[name])
+
+    def lines(self):
+        s = self.samples
+        return [Line("sparse-arm", "arming 16 TiB with 1000 pages in it", s["async-arm-ms"], self.limit_ms, "limit",
+                     format_ms, at_most=1),
+                Line("sparse-arm", "  the same", s["async-arm-ms"], s["async-bare-arm-ms"], "bare PAGEMAP_SCAN",
+                     format_ms),
+                Line("sparse-scan", "scan and protect it, 10 % of them dirty", s["async-scan-ms"], self.limit_ms,
+                     "limit", format_ms, at_most=1),
+                Line("sparse-scan", "  the same", s["async-scan-ms"], s["async-bare-scan-ms"], "bare PAGEMAP_SCAN",
+                     format_ms),
+                Line("sparse-tables", "page tables that both add", s["async-tables-kib"], self.tables_limit_kib,
+                     "limit", format_kib, at_most=1),
+                Line("sparse-sync", "sync: arming 64 GiB with 1000 pages in it", s["sync-arm-ms"], s["sync-all-ms"],
+                     "UFFDIO_WRITEPROTECT", format_ms),
+                Line("sparse-sync", "  the same", s["sync-arm-ms"], s["sync-blocks-ms"], "bare, of what is filled",
+                     format_ms),
+                Line("sparse-sync", "  page tables that it adds", s["sync-tables-kib"], s["sync-all-tables-kib"],
+                     "UFFDIO_WRITEPROTECT", format_kib)]
 
 
 class Incremental(Scenario):

@@ -1,10 +1,11 @@
 /*
- * A program with work to do: some computing, one write to the next page, and so on, about 50 000 pages a second when
- * nobody watches. How many it manages, a line a second, tells what watching costs it.
+ * A program with work to do: some computing, one write to the next page, and so on, about 50 000 pages a second
+ * when nobody watches. How many it manages, a line a second, tells what watching costs it.
  *
  *     steady-writer [MIB]      prints "ready pid=…", then "pages-per-second=…" for each second
  *
- * The computing is calibrated once, at the start, to a fixed number of steps; it does not adapt to what comes later.
+ * The computing is calibrated once, at the start, to a fixed number of steps; it does not adapt to what comes
+ * later.
  */
 #include <stdint.h>
 #include <stdio.h>

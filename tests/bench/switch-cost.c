@@ -7,16 +7,13 @@
  * Prints medians in milliseconds for a GiB: each direction, and of what it is made. Exit status 1 with a line on
  * stderr when the kernel does not let us, 2 for wrong usage.
  */
-#include "floor-library.h"
-
-#include <getopt.h>
+#include "cost.h"
 
 #define PROGRAM "switch-cost"
-#define ROUNDS_MAX 100
 
 /* Of one direction: unregister, register, arm, and all three. */
 typedef struct {
-    uint64_t ns[4][ROUNDS_MAX];
+    uint64_t ns[4][COST_ROUNDS_MAX];
 } Times;
 
 typedef struct {
@@ -88,34 +85,6 @@ static void measure(const Memory *memory, uint64_t rounds) {
     print("async-to-sync", memory, &times[1], rounds);
 }
 
-static _Noreturn void usage(void) {
-    fprintf(stderr, "usage: " PROGRAM " [--memory anon|thp|memfd|hugetlb] [--size SIZE] [--rounds N]\n");
-    exit(2);
-}
-
 int main(int argc, char **argv) {
-    static const struct option table[] = {{"memory", required_argument, NULL, 'm'},
-                                          {"size", required_argument, NULL, 's'},
-                                          {"rounds", required_argument, NULL, 'r'},
-                                          {0}};
-    uint64_t size_bytes = UINT64_C(1) << 30, rounds = 5;
-    const char *kind = "anon";
-    Memory memory;
-    int option;
-
-    while ((option = getopt_long(argc, argv, "", table, NULL)) != -1) {
-        if (option == 'm')
-            kind = optarg;
-        else if (option == 's')
-            size_bytes = parse_size(optarg);
-        else if (option == 'r')
-            rounds = parse_size(optarg);
-        else
-            usage();
-    }
-    if (optind != argc || !size_bytes || !rounds || rounds > ROUNDS_MAX)
-        usage();
-    memory = map_memory(PROGRAM, kind, size_bytes);
-    measure(&memory, rounds);
-    return 0;
+    return cost_main(PROGRAM, argc, argv, measure);
 }

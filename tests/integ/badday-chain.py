@@ -332,6 +332,28 @@ def kill_at_moments(folder, *options):
     return entries
 
 
+def chain_that_is_not_whole_is_not_gone_on_with_and_nothing_is_removed(folder):
+    chain, series = f"{folder}/chain", ["--every", "1ms", "--count", "1"]
+    with badday.ProcessUnderTest(BUILD, size=SIZE) as guest:
+        run("save", *guest.target, f"{chain}/", "--every", "1ms", "--count", "3")
+        os.mkdir(f"{chain}/000004")  # as far as a killed run may have come
+        run("save", *guest.target, f"{chain}/", *series)
+        assert [entry["parents"] for entry in entries_of(chain)] == list(range(4))
+        for file, words in (("000002/manifest.json", ["000002", "incomplete"]), ("000001/ram", ["000001"]),
+                            ("000003", ["000003", "missing"])):
+            os.rename(f"{chain}/{file}", f"{folder}/away")
+            before = sorted(os.walk(chain))
+            badday.check_refused(badday.vmsnap(BUILD, "save", *guest.target, chain, *series), *words)
+            assert sorted(os.walk(chain)) == before, file
+            os.rename(f"{folder}/away", f"{chain}/{file}")
+        for name in ("0000004", "000000", "notes"):
+            os.mkdir(f"{chain}/{name}")
+            badday.check_refused(badday.vmsnap(BUILD, "save", *guest.target, chain, *series), f"{chain}/{name}")
+            os.rmdir(f"{chain}/{name}")
+        guest.check_released()
+        check_goes_on(guest, chain)
+
+
 def kill_between_and_in_incrementals_leaves_a_chain(folder):
     entries = kill_at_moments(folder)
     assert len(entries) > MOMENTS // 2, entries

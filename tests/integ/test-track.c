@@ -17,10 +17,10 @@
 #include <unistd.h>
 
 #include "../../libsnap/sweep.h"
-#include "../../libsnap/uffd.h"
 #include "../guest/backing.h"
 #include "../guest/seqcheck.h"
 #include "../guest/writers.h"
+#include "../lib/own-process.h"
 
 enum {
     ARENA_BYTES = 24 << 20,
@@ -99,12 +99,6 @@ static void rig_clear(Rig *rig) {
 static void let_write(Rig *rig) {
     rig->writers.stop = false;
     assert_int_equal(writers_start(&rig->writers), 0);
-}
-
-static void fail_on(GError *error) {
-    if (error) {
-        fail_msg("%s", error->message);
-    }
 }
 
 /* Capture the unit of a chunk and lay it into the copy. */
@@ -233,8 +227,7 @@ static void guard_pages_read_as_zeros(void **state) {
     SnapSync *tracker = snap_sync_new(getpid(), snap_uffd_open(), 16, SNAP_AT_CAP_BLOCK, &error);
     fail_on(error);
     snap_sync_start(tracker);
-    snap_sync_add(tracker, snap_region_new("guarded", SNAP_MEMORY_ANON, (uintptr_t)memory, length), true,
-                     &error);
+    snap_sync_add(tracker, snap_region_new("guarded", SNAP_MEMORY_ANON, (uintptr_t)memory, length), true, &error);
     snap_sync_point(tracker, &error);
     fail_on(error);
     g_autofree uint8_t *copy = g_malloc(length);

@@ -22,6 +22,7 @@ complain() { # FILE:LINE TEXT
 # The file that header $2, as written in a file of folder $1, leads to; nothing when there is none.
 find_header() {
     local place
+    [ "$2" = schema-handlers.h ] && echo qapi/schema-handlers.h && return # made by the build
     for place in "$1" libsnap vmm-glue .; do
         [ -f "$place/$2" ] && realpath --relative-to=. "$place/$2" && return
     done

@@ -10,15 +10,18 @@ failures=0
 
 make_tree() {
     rm -rf "$work/tree"
-    mkdir -p "$work/tree"/{libsnap,vmm-glue/process,vmm-glue/qemu,qapi,tools}
+    mkdir -p "$work/tree"/{docs,libsnap,vmm-glue/process,vmm-glue/qemu,qapi,tools}
     cd "$work/tree" || exit 1
     echo '#include "track.h" /* pages of 4096 bytes, 1 << 12 */' >libsnap/track.c
     echo '#include <json-c/json.h>' >libsnap/manifest.c
     echo 'char *text = "4096";' >libsnap/text.c
     touch libsnap/libsnap.h libsnap/track.h vmm-glue/process/process.h qapi/save.h tools/command.h
     printf '#include "libsnap.h"\n#include "process/process.h"\n' >vmm-glue/qemu/guest.c
-    printf '#include "save.h"\n#include "process/process.h"\n' >qapi/save.c
+    printf '#include "save.h"\n#include "process/process.h"\n#include "schema-handlers.h"\n' >qapi/save.c
     printf '#include "command.h"\n#include "qapi/save.h"\n#include "libsnap.h"\n' >tools/vmsnap.c
+    printf '##\n# @A:\n#\n# It.\n##\n%s\n' "{ 'struct': 'A', 'data': {} }" >qapi/qapi-schema.json
+    [ -f "$work/page" ] || "$lints/../../qapi/gen-schema.py" qapi/qapi-schema.json --reference "$work/page"
+    cp "$work/page" docs/qmp-reference.md
 }
 
 # expect pass|fail LINT WHAT [FILE LINE-TO-ADD]
@@ -38,6 +41,7 @@ expect pass includes.sh "a tree that is right"
 expect fail includes.sh "libsnap knows no glue" libsnap/track.c '#include "process/process.h"'
 expect fail includes.sh "libsnap knows no commands" libsnap/track.c '#include "../qapi/save.h"'
 expect fail includes.sh "JSON outside the manifest" libsnap/track.c '#include <json-c/json.h>'
+expect fail includes.sh "glue knows no made commands" vmm-glue/qemu/guest.c '#include "schema-handlers.h"'
 expect fail includes.sh "glue looks into libsnap" vmm-glue/qemu/guest.c '#include "track.h"'
 expect fail includes.sh "glue knows no commands" vmm-glue/qemu/guest.c '#include "qapi/save.h"'
 expect fail includes.sh "commands look into libsnap" qapi/save.c '#include "track.h"'
@@ -51,6 +55,12 @@ expect fail page-size.py "a number with a suffix" libsnap/track.c 'int size = 40
 expect fail page-size.py "a shift" libsnap/track.c 'int size = 1 << 12;'
 expect fail page-size.py "a name" libsnap/track.c 'int size = PAGE_SIZE;'
 expect fail page-size.py "a huge page" libsnap/track.c 'int size = 1 << 21;'
+
+expect pass qmp-reference.sh "a tree that is right"
+expect fail qmp-reference.sh "a page that says more" docs/qmp-reference.md 'And more.'
+expect fail qmp-reference.sh "a schema that is wrong" qapi/qapi-schema.json "{ 'command': 'a' }"
+expect fail qmp-reference.sh "a schema that says more" qapi/qapi-schema.json "$(printf '##\n# @B:\n#\n# It.\n##\n%s' "{ 'struct': 'B', 'data': {} }")"
+
 # The last line of ./check and its exit status: expect_summary STATUS LINE RESULT...
 expect_summary() {
     local status=$1 line=$2 got_line got_status

@@ -158,17 +158,37 @@ static G_GNUC_UNUSED void chain_free(Chain *chain) {
 }
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Chain, chain_free)
 
-/* Write one more random level, NAME/0, NAME/1 and so on. */
-static G_GNUC_UNUSED void chain_grow(Chain *chain, const char *folder) {
-    GError *error = NULL;
+/* One more level, NAME/0, NAME/1 and so on, that nothing is in yet. */
+static G_GNUC_UNUSED ChainLevel *chain_add(Chain *chain, const char *folder) {
     guint i = chain->n_levels++;
     assert_true(i < CHAIN_MAX_LEVELS);
-    ChainLevel *level = &chain->levels[i];
-    level->dir = g_strdup_printf("%s/%u", folder, i);
-    chain_random_level(chain, i);
-    expect_ok(chain_write(level, i > 0 ? chain->levels[i - 1].dir : NULL, G_GINT64_CONSTANT(1714979289000000) + i,
-                          &error),
-              error);
+    chain->levels[i].dir = g_strdup_printf("%s/%u", folder, i);
+    return &chain->levels[i];
+}
+
+/* Write the level that was added last, a microsecond after the one before. */
+static G_GNUC_UNUSED void chain_write_last(const Chain *chain) {
+    GError *error = NULL;
+    guint i = chain->n_levels - 1;
+    const char *parent = i > 0 ? chain->levels[i - 1].dir : NULL;
+    expect_ok(chain_write(&chain->levels[i], parent, G_GINT64_CONSTANT(1714979289000000) + i, &error), error);
+}
+
+/* Write one more random level. */
+static G_GNUC_UNUSED void chain_grow(Chain *chain, const char *folder) {
+    chain_add(chain, folder);
+    chain_random_level(chain, chain->n_levels - 1);
+    chain_write_last(chain);
+}
+
+/* One more level of one region, of pages that are all there in the first one and absent in others. Not written. */
+static G_GNUC_UNUSED ChainRegion *chain_add_plain(Chain *chain, const char *folder, guint n_pages) {
+    ChainLevel *level = chain_add(chain, folder);
+    ChainRegion *region = &level->regions[level->n_regions++];
+    *region = (ChainRegion){.name = "pc.ram", .host_address = 0x7f0000000000, .n_pages = n_pages};
+    for (int page = 0; page < (int)n_pages; page++)
+        region->pages[page] = chain->n_levels == 1 ? page + 1 : CHAIN_ABSENT;
+    return region;
 }
 
 /* ---- checking -------------------------------------------------------------------------------------------- */

@@ -28,16 +28,20 @@
 #define FIX_STATE "registers of vCPU 0"
 
 static G_GNUC_UNUSED void expect_ok_(gboolean good, GError **error) {
-    if (!good || *error)
+    if (!good || *error) {
         fail_msg("unexpected error: %s", *error ? (*error)->message : "(none set)");
+        g_assert_not_reached(); /* fail_msg() does not say of itself that it does not return */
+    }
 }
 /* A macro: @error is looked at only after @good, which sets it, has been evaluated. */
 #define expect_ok(good, error) expect_ok_(good, &(error))
 
 /* @error has @code, and its text has @text. Frees it. */
 static G_GNUC_UNUSED void expect_error(GError **error, SnapErrorCode code, const char *text) {
-    if (!*error)
+    if (!*error) {
         fail_msg("no error where \"%s\" was expected", text);
+        g_assert_not_reached();
+    }
     if ((*error)->domain != SNAP_ERROR || (*error)->code != (int)code || !strstr((*error)->message, text))
         fail_msg("error %d \"%s\" where %d \"…%s…\" was expected", (*error)->code, (*error)->message, (int)code,
                  text);
@@ -150,6 +154,20 @@ static G_GNUC_UNUSED gboolean fix_write_image(const char *dir, GError **error) {
 static G_GNUC_UNUSED gboolean fix_check_image(const char *dir, GError **error) {
     g_autoptr(SnapImage) image = snap_image_open(dir, error);
     return image && snap_image_verify(image, NULL, NULL, error);
+}
+
+/* What long work has told of its progress: only forwards, and never more than all. */
+typedef struct {
+    uint64_t last, total;
+    guint calls, cancel_at;
+} FixProgress;
+
+static G_GNUC_UNUSED gboolean fix_note_progress(uint64_t done, uint64_t total, void *opaque) {
+    FixProgress *progress = opaque;
+    assert_true(done >= progress->last && done <= total);
+    progress->last = done;
+    progress->total = total;
+    return ++progress->calls != progress->cancel_at;
 }
 
 /* Names in a directory except . and ..; -1 when there is no such directory. */

@@ -34,6 +34,18 @@ static void arm_merges_what_touches(void **state) {
     snap_area_free(area);
 }
 
+static void armed_chunks_are_dirty_unless_only_added(void **state) {
+    (void)state;
+    SnapArea *area = make(0, UINT64_C(1) << 30, SNAP_MEMORY_ANON);
+    snap_area_add_armed(area, (SnapRun){8, 16});
+    snap_area_arm(area, (SnapRun){16, 20});
+    assert_int_equal(area->armed->len, 1);
+    assert_true(snap_area_is_armed(area, 8));
+    assert_int_equal(area->chunks[8].dirty, 0);
+    assert_int_equal(area->chunks[16].dirty, UINT64_MAX);
+    snap_area_free(area);
+}
+
 static void gaps_are_what_is_not_armed(void **state) {
     (void)state;
     SnapArea *area = make(0, UINT64_C(1) << 30, SNAP_MEMORY_ANON);
@@ -128,6 +140,7 @@ static void data_of_a_memfd_is_found_though_it_is_not_mapped(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arm_merges_what_touches),
+        cmocka_unit_test(armed_chunks_are_dirty_unless_only_added),
         cmocka_unit_test(gaps_are_what_is_not_armed),
         cmocka_unit_test(the_last_chunk_has_the_pages_that_are_left),
         cmocka_unit_test(blocks_are_aligned_in_the_address_space),

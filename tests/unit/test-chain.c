@@ -24,18 +24,12 @@ static void read_random_chain_is_as_the_rule_says(void **state) {
 static Chain *make_three(void **state) {
     Chain *chain = chain_new(1);
     for (guint i = 0; i < 3; i++) {
-        GError *error = NULL;
-        ChainLevel *level = &chain->levels[chain->n_levels++];
-        ChainRegion *region = &level->regions[level->n_regions++];
-        level->dir = g_strdup_printf("%s/%u", (char *)*state, i);
-        *region = (ChainRegion){.name = "pc.ram", .host_address = 0x7f0000000000, .n_pages = 130};
-        for (int page = 0; page < 130; page++)
-            region->pages[page] = i == 0 ? page + 1 : CHAIN_ABSENT;
+        ChainRegion *region = chain_add_plain(chain, *state, 130);
         if (i > 0) {
             region->pages[10 * i] = CHAIN_ZERO;
             region->pages[10 * i + 1] = 1000 * i;
         }
-        expect_ok(chain_write(level, i ? chain->levels[i - 1].dir : NULL, 1714979289000000 + i, &error), error);
+        chain_write_last(chain);
     }
     return chain;
 }

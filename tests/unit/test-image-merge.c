@@ -72,32 +72,17 @@ static void merge_into_something_is_exists(void **state) {
     chain_check_dir(chain, 1, chain->levels[1].dir);
 }
 
-typedef struct {
-    uint64_t last;
-    uint64_t total;
-    guint n_calls;
-    guint stop_after;
-} Progress;
-
-static gboolean on_progress(uint64_t done_bytes, uint64_t total_bytes, void *opaque) {
-    Progress *progress = opaque;
-    assert_true(done_bytes >= progress->last && done_bytes <= total_bytes);
-    progress->last = done_bytes;
-    progress->total = total_bytes;
-    return ++progress->n_calls != progress->stop_after;
-}
-
 static void merge_cancelled_leaves_nothing(void **state) {
     GError *error = NULL;
     g_autoptr(Chain) chain = make_chain(state, 2);
     g_autofree char *out = fix_path(state, "out");
-    Progress all = {0};
-    expect_ok(merge(chain->levels[1].dir, out, on_progress, &all, &error), error);
+    FixProgress all = {0};
+    expect_ok(merge(chain->levels[1].dir, out, fix_note_progress, &all, &error), error);
     assert_int_equal(all.last, all.total);
     fix_remove(out);
-    for (guint i = 1; i <= all.n_calls; i++) {
-        Progress some = {.stop_after = i};
-        assert_false(merge(chain->levels[1].dir, out, on_progress, &some, &error));
+    for (guint i = 1; i <= all.calls; i++) {
+        FixProgress some = {.cancel_at = i};
+        assert_false(merge(chain->levels[1].dir, out, fix_note_progress, &some, &error));
         expect_error(&error, SNAP_ERROR_CANCELLED, "cancelled");
         assert_int_equal(fix_count_entries(out), -1);
     }

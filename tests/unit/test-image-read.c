@@ -194,33 +194,20 @@ static void state_is_as_it_was(void **state) {
 
 /* ---- verify ---------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    uint64_t last, total;
-    guint calls, cancel_at;
-} Progress;
-
-static gboolean note_progress(uint64_t done, uint64_t total, void *opaque) {
-    Progress *progress = opaque;
-    assert_true(done >= progress->last && done <= total);
-    progress->last = done;
-    progress->total = total;
-    return ++progress->calls != progress->cancel_at;
-}
-
 static void verify_reports_progress_to_the_end(void **state) {
     GError *error = NULL;
-    Progress progress = {0};
+    FixProgress progress = {0};
     g_autoptr(SnapImage) image = open_image(state);
-    expect_ok(snap_image_verify(image, note_progress, &progress, &error), error);
+    expect_ok(snap_image_verify(image, fix_note_progress, &progress, &error), error);
     assert_int_equal(progress.total, (FIX_RAM_PAGES + FIX_ROM_PAGES) * FIX_PAGE);
     assert_int_equal(progress.last, progress.total);
 }
 
 static void verify_told_to_stop_is_cancelled(void **state) {
     GError *error = NULL;
-    Progress progress = {.cancel_at = 2};
+    FixProgress progress = {.cancel_at = 2};
     g_autoptr(SnapImage) image = open_image(state);
-    assert_false(snap_image_verify(image, note_progress, &progress, &error));
+    assert_false(snap_image_verify(image, fix_note_progress, &progress, &error));
     expect_error(&error, SNAP_ERROR_CANCELLED, "cancelled");
 }
 

@@ -92,13 +92,17 @@ static char *forge(const char *from, const char *to, size_t *ret_length) {
     return forged;
 }
 
+static SnapManifest *decode_forged(const char *from, const char *to, GError **error) {
+    size_t length = 0;
+    g_autofree char *text = forge(from, to, &length);
+    return snap_manifest_decode(text, length, error);
+}
+
 static void decode_unknown_members_are_skipped(void **state) {
     (void)state;
     GError *error = NULL;
-    size_t length = 0;
-    g_autofree char *text =
-        forge("\"driver\"", "\"colour\": [\"blue\", {\"deep\": true}],\n  \"driver\"", &length);
-    g_autoptr(SnapManifest) manifest = snap_manifest_decode(text, length, &error);
+    g_autoptr(SnapManifest) manifest =
+        decode_forged("\"driver\"", "\"colour\": [\"blue\", {\"deep\": true}],\n  \"driver\"", &error);
     expect_ok(manifest != NULL, error);
 }
 
@@ -126,9 +130,8 @@ static void decode_optional_members_may_be_null_or_not_there(void **state) {
     (void)state;
     GError *error = NULL;
     size_t length = 0;
-    g_autofree char *text =
-        forge("\"parent-id\": null", "\"parent-id\": null, \"parent-path\": null, \"guest\": null", &length);
-    g_autoptr(SnapManifest) manifest = snap_manifest_decode(text, length, &error);
+    g_autoptr(SnapManifest) manifest = decode_forged(
+        "\"parent-id\": null", "\"parent-id\": null, \"parent-path\": null, \"guest\": null", &error);
     expect_ok(manifest != NULL, error);
     assert_true(!manifest->parent_path && !manifest->guest && !manifest->folding_into);
     g_autofree char *plain = make_text(&length);
@@ -139,9 +142,7 @@ static void decode_optional_members_may_be_null_or_not_there(void **state) {
 static void decode_newer_version_is_not_supported(void **state) {
     (void)state;
     GError *error = NULL;
-    size_t length = 0;
-    g_autofree char *text = forge("\"format-version\": 1", "\"format-version\": 2", &length);
-    assert_null(snap_manifest_decode(text, length, &error));
+    assert_null(decode_forged("\"format-version\": 1", "\"format-version\": 2", &error));
     expect_error(&error, SNAP_ERROR_NOT_SUPPORTED, "version 2");
 }
 
@@ -206,9 +207,7 @@ static void decode_nonsense_is_corrupt(void **state) {
     };
     for (guint i = 0; i < G_N_ELEMENTS(cases); i++) {
         GError *error = NULL;
-        size_t length = 0;
-        g_autofree char *text = forge(cases[i].from, cases[i].to, &length);
-        if (snap_manifest_decode(text, length, &error))
+        if (decode_forged(cases[i].from, cases[i].to, &error))
             fail_msg("case %u was accepted: %s", i, cases[i].to);
         expect_error(&error, SNAP_ERROR_CORRUPT, cases[i].text);
     }

@@ -17,6 +17,7 @@ static void take_beyond_the_cap_returns_none(void **state) {
     assert_int_not_equal(snap_pool_take(pool, 7), SNAP_POOL_NONE);
     assert_int_not_equal(snap_pool_take(pool, 8), SNAP_POOL_NONE);
     assert_int_equal(snap_pool_available(pool), 0);
+    assert_int_equal(snap_pool_taken(pool), 2);
     assert_int_equal(snap_pool_take(pool, 9), SNAP_POOL_NONE);
     snap_pool_free(pool);
 }

@@ -74,6 +74,20 @@ static void probe_features_match_the_kernel(void **state) {
     }
 }
 
+/* What the sync tracker asks for, it cannot do without: probe says so, and says it of nothing else. */
+static void probe_requires_what_snapshots_ask_for(void **state) {
+    (void)state;
+    static const char *const names[] = {"kernel-faults", "pagefault-flag-wp",  "event-remap",   "event-remove",
+                                        "event-unmap",   "wp-hugetlbfs-shmem", "wp-unpopulated"};
+    guint n = 0, n_required = 0;
+    g_autofree SnapProbeItem *items = snap_probe(&n);
+    for (guint i = 0; i < n; i++)
+        n_required += items[i].required ? 1 : 0;
+    assert_int_equal(n_required, G_N_ELEMENTS(names));
+    for (guint i = 0; i < G_N_ELEMENTS(names); i++)
+        assert_true(find(items, n, "userfaultfd", names[i])->required);
+}
+
 static gboolean kernel_knows_category(uint64_t category) {
     int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     struct pm_scan_arg scan = {.size = sizeof(scan), .category_mask = category, .return_mask = category};
@@ -147,6 +161,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(probe_rows_are_complete),
         cmocka_unit_test(probe_features_match_the_kernel),
+        cmocka_unit_test(probe_requires_what_snapshots_ask_for),
         cmocka_unit_test(probe_categories_match_the_kernel),
         cmocka_unit_test(probe_without_privileges_says_denied),
         cmocka_unit_test(probe_leaves_no_descriptor_open),

@@ -126,6 +126,81 @@ static void error_answer_gives_the_text_of_qemu(void **state) {
     close(server);
 }
 
+static void error_answer_is_kept_until_the_next_command(void **state) {
+    (void)state;
+    int server;
+    g_autoptr(Qmp) qmp = connected(
+        GREETING EMPTY "{\"error\": {\"class\": \"DeviceNotActive\", \"desc\": \"no balloon\"}}\r\n" EMPTY,
+        &server);
+    assert_null(qmp_refusal(qmp));
+    assert_false(qmp_command(qmp, "cmd", NULL, 1000, NULL, NULL));
+    assert_string_equal(qmp_get_string(qmp_refusal(qmp), "class"), "DeviceNotActive");
+    assert_string_equal(qmp_get_string(qmp_refusal(qmp), "desc"), "no balloon");
+    assert_true(qmp_command(qmp, "cmd", NULL, 1000, NULL, NULL));
+    assert_null(qmp_refusal(qmp));
+    close(server);
+}
+
+static void note(const char *event, json_object *data, int64_t time_us, void *opaque) {
+    g_string_append_printf(opaque, "%s %s %" G_GINT64_FORMAT ";", event,
+                           data ? json_object_to_json_string(data) : "-", time_us % G_USEC_PER_SEC);
+}
+
+#define RESET_EVENT                                                                                               \
+    "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 2}, \"event\": \"RESET\", \"data\": {\"guest\": "         \
+    "true}}\r\n"
+#define BOTH_NOTED "STOP - 123456;RESET { \"guest\": true } 2;"
+
+static void events_are_told_among_answers_and_without(void **state) {
+    (void)state;
+    int server;
+    GError *error = NULL;
+    g_autoptr(GString) told = g_string_new(NULL);
+    g_autoptr(Qmp) qmp = connected(GREETING EMPTY, &server);
+    qmp_set_event_func(qmp, note, told);
+    assert_true(qmp_read_events(qmp, &error)); /* nothing there: no waiting */
+    const char *text = STOP_EVENT EMPTY RESET_EVENT;
+    assert_int_equal(write(server, text, strlen(text)), (ssize_t)strlen(text));
+    assert_true(qmp_command(qmp, "x", NULL, 1000, NULL, &error));
+    assert_true(qmp_read_events(qmp, &error));
+    assert_string_equal(told->str, BOTH_NOTED);
+    /* In pieces, the last of which is not there yet. */
+    g_string_truncate(told, 0);
+    text = STOP_EVENT RESET_EVENT;
+    size_t most = strlen(text) - 20;
+    assert_int_equal(write(server, text, most), (ssize_t)most);
+    assert_true(qmp_read_events(qmp, &error));
+    assert_string_equal(told->str, "STOP - 123456;");
+    assert_int_equal(write(server, text + most, 20), 20);
+    assert_true(qmp_read_events(qmp, &error));
+    assert_string_equal(told->str, BOTH_NOTED);
+    close(server);
+}
+
+static void answer_that_nobody_asked_for_breaks_the_connection(void **state) {
+    (void)state;
+    int server;
+    GError *error = NULL;
+    g_autoptr(Qmp) qmp = connected(GREETING EMPTY EMPTY, &server);
+    assert_false(qmp_read_events(qmp, &error));
+    expect(&error, SNAP_ERROR_PROTOCOL, "does not speak QMP");
+    assert_true(qmp_is_broken(qmp));
+    close(server);
+}
+
+static void connection_closed_is_broken_however_it_is_found(void **state) {
+    (void)state;
+    for (int sending = 0; sending < 2; sending++) {
+        int server;
+        GError *error = NULL;
+        g_autoptr(Qmp) qmp = connected(GREETING EMPTY, &server);
+        close(server);
+        assert_false(sending ? qmp_send(qmp, "x", NULL, -1, &error) : qmp_read_events(qmp, &error));
+        expect(&error, SNAP_ERROR_GUEST_GONE, "closed the connection");
+        assert_true(qmp_is_broken(qmp));
+    }
+}
+
 static void server_that_is_silent_times_out(void **state) {
     (void)state;
     int server;
@@ -303,6 +378,10 @@ int main(void) {
         cmocka_unit_test(answer_between_events_is_found),
         cmocka_unit_test(answer_in_single_bytes_is_put_together),
         cmocka_unit_test(error_answer_gives_the_text_of_qemu),
+        cmocka_unit_test(error_answer_is_kept_until_the_next_command),
+        cmocka_unit_test(events_are_told_among_answers_and_without),
+        cmocka_unit_test(answer_that_nobody_asked_for_breaks_the_connection),
+        cmocka_unit_test(connection_closed_is_broken_however_it_is_found),
         cmocka_unit_test(server_that_is_silent_times_out),
         cmocka_unit_test(server_silent_to_a_command_breaks_the_connection),
         cmocka_unit_test(garbage_is_no_qmp),

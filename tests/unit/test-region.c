@@ -1,5 +1,6 @@
 /* Regions and state blobs as values. */
 #include "image-fixture.h"
+#include "region.h"
 
 static void memory_name_every_kind_is_named(void **state) {
     (void)state;
@@ -31,6 +32,43 @@ static void region_free_closes_its_descriptor(void **state) {
     snap_region_free(NULL);
 }
 
+static int new_file(void) {
+    FILE *file = tmpfile();
+    int fd = dup(fileno(file));
+    fclose(file);
+    return fd;
+}
+
+static void region_listed_again_is_the_same_whatever_its_length(void **state) {
+    (void)state;
+    g_autoptr(SnapRegion) one = snap_region_new("ram", SNAP_MEMORY_SHMEM, 0x10000, 0x20000);
+    g_autoptr(SnapRegion) again = snap_region_new("ram", SNAP_MEMORY_SHMEM, 0x10000, 0x10000);
+    assert_true(snap_region_is_same(one, again));
+    one->fd = new_file();
+    assert_false(snap_region_is_same(one, again));
+    assert_false(snap_region_is_same(again, one));
+    again->fd = dup(one->fd);
+    assert_true(snap_region_is_same(one, again));
+    again->fd_offset = 0x1000;
+    assert_false(snap_region_is_same(one, again));
+}
+
+static void region_elsewhere_of_another_kind_or_file_is_another(void **state) {
+    (void)state;
+    g_autoptr(SnapRegion) one = snap_region_new("ram", SNAP_MEMORY_SHMEM, 0x10000, 0x20000);
+    g_autoptr(SnapRegion) moved = snap_region_new("ram", SNAP_MEMORY_SHMEM, 0x11000, 0x20000);
+    g_autoptr(SnapRegion) anon = snap_region_new("ram", SNAP_MEMORY_ANON, 0x10000, 0x20000);
+    g_autoptr(SnapRegion) huge = snap_region_new("ram", SNAP_MEMORY_SHMEM, 0x10000, 0x20000);
+    g_autoptr(SnapRegion) other = snap_region_new("ram", SNAP_MEMORY_SHMEM, 0x10000, 0x20000);
+    huge->granule_bytes *= 512;
+    assert_false(snap_region_is_same(one, moved));
+    assert_false(snap_region_is_same(one, anon));
+    assert_false(snap_region_is_same(one, huge));
+    one->fd = new_file();
+    other->fd = new_file();
+    assert_false(snap_region_is_same(one, other));
+}
+
 static void state_new_takes_its_data(void **state) {
     (void)state;
     SnapState *blob = snap_state_new("vcpu", g_bytes_new_static("abc", 3));
@@ -46,6 +84,8 @@ int main(void) {
         cmocka_unit_test(memory_name_every_kind_is_named),
         cmocka_unit_test(region_new_has_this_machines_page),
         cmocka_unit_test(region_free_closes_its_descriptor),
+        cmocka_unit_test(region_listed_again_is_the_same_whatever_its_length),
+        cmocka_unit_test(region_elsewhere_of_another_kind_or_file_is_another),
         cmocka_unit_test(state_new_takes_its_data),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

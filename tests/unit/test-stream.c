@@ -226,7 +226,7 @@ static void block_that_has_its_content_is_listed_without_pages(void **state) {
 static void export_fails(const SnapImage *image, SnapErrorCode code, const char *text) {
     GError *error = NULL;
     FILE *out = tmpfile();
-    assert_false(qemu_export_stream(image, fileno(out), NULL, NULL, &error));
+    assert_false(qemu_export_stream(image, fileno(out), NULL, NULL, NULL, &error));
     expect_error(&error, code, text);
     assert_int_equal(lseek(fileno(out), 0, SEEK_END), 0); /* before the first byte */
     fclose(out);
@@ -265,7 +265,7 @@ static void export_that_is_cancelled_says_so(void **state) {
     g_autoptr(SnapImage) image = make_image(state, &(Variant){0});
     GError *error = NULL;
     FILE *out = tmpfile();
-    assert_false(qemu_export_stream(image, fileno(out), stop_at_once, NULL, &error));
+    assert_false(qemu_export_stream(image, fileno(out), NULL, stop_at_once, NULL, &error));
     expect_error(&error, SNAP_ERROR_CANCELLED, "cancelled");
     fclose(out);
 }
@@ -274,7 +274,7 @@ static void export_to_a_full_device_says_so(void **state) {
     g_autoptr(SnapImage) image = make_image(state, &(Variant){0});
     GError *error = NULL;
     int full = open("/dev/full", O_WRONLY | O_CLOEXEC);
-    assert_false(qemu_export_stream(image, full, NULL, NULL, &error));
+    assert_false(qemu_export_stream(image, full, NULL, NULL, NULL, &error));
     expect_error(&error, SNAP_ERROR_NO_SPACE, "writing the migration stream");
     close(full);
 }

@@ -39,6 +39,19 @@ static void collect(Rig *rig) {
     assert_int_equal(rig_collect(rig, SNAP_COLLECT_CLEAR), 0);
 }
 
+static void collect_nothing(Rig *rig) {
+    collect(rig);
+    expect_nothing(rig);
+}
+
+/* Two pages that are written, the only ones, are what is collected. */
+static void check_two_writes(Rig *rig, size_t first, size_t second) {
+    rig_write(rig, first);
+    rig_write(rig, second);
+    collect(rig);
+    EXPECT(rig, first, second);
+}
+
 /* Half of it filled, and armed again. */
 static void half_fill(Rig *rig) {
     rig_fill(rig, 0, rig->length / rig->page / 2);
@@ -49,8 +62,7 @@ static void half_fill(Rig *rig) {
 
 static void armed_memory_is_clean(Rig *rig) {
     half_fill(rig);
-    collect(rig);
-    expect_nothing(rig);
+    collect_nothing(rig);
 }
 
 static void written_pages_are_reported_once(Rig *rig) {
@@ -63,8 +75,7 @@ static void written_pages_are_reported_once(Rig *rig) {
         }
         collect(rig);
         expect(rig, pages, sizeof pages / sizeof *pages);
-        collect(rig);
-        expect_nothing(rig);
+        collect_nothing(rig);
     }
 }
 
@@ -75,12 +86,8 @@ static void written_holes_are_reported_once(Rig *rig) {
     rig_write(rig, 2047);
     collect(rig);
     EXPECT(rig, 1100, 1101, 2047);
-    collect(rig);
-    expect_nothing(rig);
-    rig_write(rig, 1101);
-    rig_write(rig, 1300);
-    collect(rig);
-    EXPECT(rig, 1101, 1300);
+    collect_nothing(rig);
+    check_two_writes(rig, 1101, 1300);
 }
 
 /* Where reading a hole fills the file, the page of zeros counts as new, unless a marker was there. */
@@ -93,12 +100,8 @@ static void read_holes_are_clean(Rig *rig) {
         rig_read(rig, 1500);
         rig_read(rig, 1490);
     }
-    collect(rig);
-    expect_nothing(rig);
-    rig_write(rig, 3);
-    rig_write(rig, 1500);
-    collect(rig);
-    EXPECT(rig, 3, 1500);
+    collect_nothing(rig);
+    check_two_writes(rig, 3, 1500);
 }
 
 static void peek_changes_nothing(Rig *rig) {
@@ -135,6 +138,41 @@ static void a_part_is_only_that_part(Rig *rig) {
     }
 }
 
+/* Forgotten, and armed as if for the first time. */
+static void arm_anew(Rig *rig) {
+    snap_async_forget(&rig->async, (uintptr_t)rig->memory, rig->length);
+    snap_area_free(rig->area);
+    rig_make_area(rig);
+    if (rig->kind->watched) {
+        snap_async_watch_drops(&rig->async, rig->area);
+    }
+    assert_int_equal(snap_async_arm(&rig->async, rig->area), 0);
+}
+
+/* Long runs, every other page, lonely pages, runs about as long as a unit, huge pages: what is found is armed. */
+static void memory_of_any_shape_is_armed(Rig *rig) {
+    const unsigned vectors[] = {1, 2, 3, 64, 1024};
+    size_t block = rig->page / sizeof(uint64_t);
+    if (rig->kind->huge) { /* base pages between huge ones */
+        uint8_t *place = rig->memory + block * rig->page;
+        assert_int_equal(madvise(place, 2 * block * rig->page, MADV_DONTNEED), 0);
+        assert_int_equal(madvise(place, 2 * block * rig->page, MADV_NOHUGEPAGE), 0);
+    }
+    rig_fill(rig, 100, 500);
+    for (size_t page = 1900; page < 1940; page += 2) {
+        rig_write(rig, page);
+    }
+    for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++) {
+        size_t lonely = block + 192 * i + 3, run = lonely + 70, run_end = run + 62 + i;
+        snap_async_set_vector(&rig->async, vectors[i]);
+        rig_write(rig, lonely);
+        rig_fill(rig, run, run_end);
+        arm_anew(rig);
+        collect_nothing(rig);
+        check_two_writes(rig, lonely, run_end - 1);
+    }
+}
+
 /* Collected without having been armed: all that it holds, then only what is written. */
 static void an_area_that_never_was_armed_is_dirty(Rig *rig) {
     size_t half = rig->length / rig->page / 2;
@@ -151,10 +189,7 @@ static void an_area_that_never_was_armed_is_dirty(Rig *rig) {
         assert_int_equal(rig_collect(rig, SNAP_COLLECT_CLEAR), 0);
     }
     expect_nothing(rig);
-    rig_write(rig, 3);
-    rig_write(rig, half - 1);
-    collect(rig);
-    EXPECT(rig, 3, half - 1);
+    check_two_writes(rig, 3, half - 1);
 }
 
 /* Written into the file, and not mapped here yet: it is not told once it is armed, but new it is. */
@@ -167,8 +202,7 @@ static void new_pages_of_a_shared_file_are_reported(Rig *rig) {
     collect(rig);
     EXPECT(rig, 3, 1500);
     rig_read(rig, 1500);
-    collect(rig);
-    expect_nothing(rig);
+    collect_nothing(rig);
 }
 
 /* Its unit becomes armed as a whole; what of it was not asked for comes when it is. */
@@ -186,8 +220,7 @@ static void the_rest_of_a_new_unit_is_reported_later(Rig *rig) {
     rig_write(rig, 1085);
     collect(rig);
     EXPECT(rig, 1030, 1085);
-    collect(rig);
-    expect_nothing(rig);
+    collect_nothing(rig);
 }
 
 /* A write into a hole of memory that is to have huge pages fills, and changes, a huge page. */
@@ -257,8 +290,7 @@ static void any_vector_gives_the_same_answer(Rig *rig) {
             assert_memory_equal(rig->seen, want, rig->length / rig->page);
             rig_forget(rig);
         }
-        collect(rig);
-        expect_nothing(rig);
+        collect_nothing(rig);
     }
 }
 
@@ -288,8 +320,7 @@ static void max_pages_bounds_and_goes_on(Rig *rig) {
         assert_memory_equal(rig->seen, want, rig->length / rig->page);
         free(want);
         rig_forget(rig);
-        collect(rig);
-        expect_nothing(rig);
+        collect_nothing(rig);
     }
 }
 
@@ -324,8 +355,7 @@ static void a_page_that_is_owed_is_not_reported_twice(Rig *rig) {
         assert_int_equal(rig->seen[i], 1);
     }
     rig_forget(rig);
-    collect(rig);
-    expect_nothing(rig);
+    collect_nothing(rig);
 }
 
 /* ---- the table ------------------------------------------------------------------------------------------- */
@@ -341,6 +371,7 @@ EACH(written_holes_are_reported_once)
 EACH(read_holes_are_clean)
 EACH(peek_changes_nothing)
 EACH(a_part_is_only_that_part)
+EACH(memory_of_any_shape_is_armed)
 EACH(an_area_that_never_was_armed_is_dirty)
 EACH(new_pages_of_a_shared_file_are_reported)
 EACH(the_rest_of_a_new_unit_is_reported_later)
@@ -357,6 +388,7 @@ int main(void) {
         cmocka_unit_test(each_read_holes_are_clean),
         cmocka_unit_test(each_peek_changes_nothing),
         cmocka_unit_test(each_a_part_is_only_that_part),
+        cmocka_unit_test(each_memory_of_any_shape_is_armed),
         cmocka_unit_test(each_an_area_that_never_was_armed_is_dirty),
         cmocka_unit_test(each_new_pages_of_a_shared_file_are_reported),
         cmocka_unit_test(each_the_rest_of_a_new_unit_is_reported_later),

@@ -6,9 +6,11 @@
  *       also written by another process  refused when writable; else copied
  *       written through a second mapping copied: writes there pass by the protection here
  *     private mapping of shared memory   shmem-private, hugetlb-private; read-only: as a file
- *     private mapping of a file          as the kernel's own core dumps do: whole when any page of it was copied
- * on write (writable: copied, else fixed); otherwise only its first page, when that is an ELF header, which tells
- * a debugger what was mapped shared mapping of a file           copied when writable; otherwise the file has it
+ *     private mapping of a file          as the kernel's own core dumps do:
+ *       any page of it copied on write   whole; copied when writable, else fixed
+ *       none                             its first page when that is an ELF header, which tells a debugger what
+ *                                        was mapped; otherwise nothing
+ *     shared mapping of a file           copied when writable; otherwise the file has it
  *     [vdso]                             fixed
  *     a device                           refused
  *     [vvar] and other kernel pages      nothing

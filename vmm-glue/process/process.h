@@ -19,6 +19,24 @@ G_BEGIN_DECLS
 SnapGuest *process_guest_new(int pid, GError **error);
 
 /**
+ * process_guest_stop: stop it by SIGSTOP, and wait until it stands; it stays so when we are gone. A snapshot of a
+ *   process that stands works, and leaves it standing.
+ * @guest: of process_guest_new().
+ * Errors: GUEST_GONE; PERMISSION; TIMED_OUT, a thread sleeps in the kernel, and stops when it comes out of it.
+ * Thread: any.
+ */
+gboolean process_guest_stop(SnapGuest *guest, GError **error);
+
+/** process_guest_cont: let it run again by SIGCONT, and wait until it does. Errors: as above. Thread: any. */
+gboolean process_guest_cont(SnapGuest *guest, GError **error);
+
+/**
+ * process_guest_is_stopped: whether it stands, whoever has stopped it. The pause of a snapshot does not count.
+ * Errors: GUEST_GONE. Thread: any.
+ */
+gboolean process_guest_is_stopped(SnapGuest *guest, gboolean *ret_stopped, GError **error);
+
+/**
  * process_export_core: write an image as an ELF core file.
  *   Of a process: as the kernel would have dumped it at the point in time, with all threads; gdb opens it. Of
  *   another guest: its memory by guest address, without registers. Zero pages are holes where the file can have

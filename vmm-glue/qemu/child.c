@@ -3,8 +3,8 @@
  *
  *     standard error   a pipe: passed on to ours as it comes, its last lines kept for the message of a failure
  *     signals          those that the caller has blocked (SIGINT, SIGTERM, SIGHUP) are taken from a signalfd and
- * sent on to QEMU: a foreground QEMU behaves as if it had been started by itself end              seen by a pidfd,
- * so that no SIGCHLD handler is needed
+ *                      sent on to QEMU: a foreground QEMU behaves as if it had been started by itself
+ *     end              seen by a pidfd, so that no SIGCHLD handler is needed
  *
  * No thread of its own: all of this happens in child_poll(). Once this process has ended or let go, QEMU's
  * messages have no reader any more; it ignores SIGPIPE.
@@ -230,4 +230,8 @@ void qemu_process_free(QemuProcess *process) {
     g_string_free(process->line, TRUE);
     g_ptr_array_unref(process->lines);
     g_free(process);
+}
+
+void qemu_process_kill(QemuProcess *process) {
+    child_kill(process);
 }

@@ -21,8 +21,10 @@
  * device that cannot be migrated, plugged in by another monitor within the millisecond between the last look at
  * query-migrate and the stop, is what nobody can guard against from outside.
  *
- * Invariant: `stopped` is TRUE from before `stop` is sent until `cont` has been sent.
+ * Invariants: `stopped` is TRUE from before `stop` is sent until `cont` has been sent. The connection's turn is
+ * ours from pause(READY) to the end of resume(), so that no command of others comes in between.
  */
+#include "guest.h"
 #include "qemu.h"
 
 #include "../process/guard.h"
@@ -63,13 +65,14 @@
 #define LAST_WORDS_CLOSE "{\"execute\":\"closefd\",\"arguments\":{\"fdname\":\"" HELD_NAME "\"}}\n"
 
 typedef struct {
-    char *path;
     QemuGuestOptions options;
     int pid;
-    Qmp *qmp;
+    Connection *connection;
+    Qmp *qmp; /* its client while we have the turn, NULL otherwise */
     Guard *guard;
     char *machine;
     char *accel;
+    char *version;
     /* One snapshot: */
     Inventory *inventory;
     int state_fd;        /* memfd that QEMU writes its device state to */
@@ -80,28 +83,20 @@ typedef struct {
     gboolean held; /* QEMU has our end of the connection as well */
 } QemuGuest;
 
-/* ---- connection ---- */
+/* ---- the turn ---- */
 
-static void guest_free(void *opaque);
-
-static gboolean connect_guest(QemuGuest *guest, GError **error) {
-    g_clear_pointer(&guest->qmp, qmp_free);
-    guest->fdset = -1;
-    guest->qmp = qmp_connect(guest->path, QMP_TIMEOUT_MS, error);
+/* From here on the connection is ours alone. */
+static gboolean begin_turn(QemuGuest *guest, GError **error) {
+    connection_take(guest->connection, -1, NULL);
+    guest->qmp = connection_qmp(guest->connection, error);
     if (!guest->qmp)
-        return FALSE;
-    int pid = peer_find_pid(qmp_fd(guest->qmp), error);
-    if (pid < 0) {
-        g_prefix_error(error, "QMP socket %s: ", guest->path);
-        return FALSE;
-    }
-    if (guest->pid > 0 && pid != guest->pid) {
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE,
-                    "QMP socket %s: process %d has ended, another one is there", guest->path, guest->pid);
-        return FALSE;
-    }
-    guest->pid = pid;
-    return TRUE;
+        connection_give(guest->connection);
+    return guest->qmp != NULL;
+}
+
+static void end_turn(QemuGuest *guest) {
+    guest->qmp = NULL;
+    connection_give(guest->connection);
 }
 
 /* The versioned type is what a migration stream names; "pc" is an alias that it never does. */
@@ -122,6 +117,8 @@ static gboolean read_machine(QemuGuest *guest, GError **error) {
     }
     g_free(guest->machine);
     g_free(guest->accel);
+    g_free(guest->version);
+    guest->version = g_strdup(qmp_version(guest->qmp));
     guest->machine = g_strndup(name, length - strlen(suffix));
     guest->accel = g_strdup(qmp_get_bool(kvm, "enabled") ? "kvm" : "tcg");
     return TRUE;
@@ -171,14 +168,7 @@ static gboolean add_fdset(QemuGuest *guest, GError **error) {
 
 /* ---- regions ---- */
 
-static gboolean list_regions(void *opaque, gboolean paused, GPtrArray *regions, GError **error) {
-    QemuGuest *guest = opaque;
-    if (paused)
-        return inventory_update(guest->inventory, guest->qmp, error) &&
-               inventory_append(guest->inventory, regions, error);
-
-    if ((!guest->qmp || qmp_is_broken(guest->qmp)) && !connect_guest(guest, error))
-        return FALSE;
+static gboolean list_running(QemuGuest *guest, GPtrArray *regions, GError **error) {
     g_clear_pointer(&guest->inventory, inventory_free);
     if (!preflight_check(guest->qmp, guest->pid, guest->options.disks, &guest->expect_run, error) ||
         !read_machine(guest, error))
@@ -188,6 +178,18 @@ static gboolean list_regions(void *opaque, gboolean paused, GPtrArray *regions, 
         return FALSE;
     preflight_regions(guest->pid, regions);
     return TRUE;
+}
+
+static gboolean list_regions(void *opaque, gboolean paused, GPtrArray *regions, GError **error) {
+    QemuGuest *guest = opaque;
+    if (paused)
+        return inventory_update(guest->inventory, guest->qmp, error) &&
+               inventory_append(guest->inventory, regions, error);
+    if (!begin_turn(guest, error))
+        return FALSE;
+    gboolean ok = list_running(guest, regions, error);
+    end_turn(guest);
+    return ok;
 }
 
 static int open_uffd(void *opaque, GError **error) {
@@ -237,13 +239,15 @@ static gboolean send_stop_and_save(QemuGuest *guest, GError **error) {
 static gboolean get_ready(QemuGuest *guest, GError **error) {
     guest->was_running = FALSE;
     guest->fdset = FDSET_FIRST + getpid();
-    return arm_guard(guest, error) && look_again(guest, error) && add_fdset(guest, error);
+    gboolean expected_run = guest->expect_run;
+    return arm_guard(guest, error) && look_again(guest, error) &&
+           (guest->expect_run == expected_run || arm_guard(guest, error)) && add_fdset(guest, error);
 }
 
 static gboolean guest_pause(void *opaque, SnapPauseStep step, GError **error) {
     QemuGuest *guest = opaque;
     if (step == SNAP_PAUSE_READY)
-        return get_ready(guest, error);
+        return begin_turn(guest, error) && get_ready(guest, error);
     guest->stopped = TRUE;
     guest->was_running = guest->expect_run; /* until it is known better */
     int64_t stopped_before_us = qmp_event_us(guest->qmp, "STOP");
@@ -272,6 +276,8 @@ static gboolean guest_resume(void *opaque, uint64_t *ret_pause_ns, GError **erro
     QemuGuest *guest = opaque;
     gboolean ok = TRUE;
     *ret_pause_ns = 0;
+    if (!guest->qmp)
+        return TRUE; /* there was no connection to begin with */
     if (guest->stopped && guest->was_running) {
         ok = let_run(guest, error);
         int64_t pause_us = qmp_event_us(guest->qmp, "RESUME") - qmp_event_us(guest->qmp, "STOP");
@@ -285,6 +291,7 @@ static gboolean guest_resume(void *opaque, uint64_t *ret_pause_ns, GError **erro
     remove_fdset(guest);
     let_go(guest);
     guard_clear_on_death(guest->guard);
+    end_turn(guest);
     return ok;
 }
 
@@ -320,7 +327,7 @@ static gboolean get_state(void *opaque, GPtrArray *states, GError **error) {
         if (g_ptr_array_index(guest->inventory->regions, i))
             g_ptr_array_add(blocks, g_ptr_array_index(guest->inventory->blocks, i));
     QemuDescription description = {.machine = guest->machine,
-                                   .version = (char *)qmp_version(guest->qmp),
+                                   .version = guest->version,
                                    .accel = guest->accel,
                                    .running = guest->was_running,
                                    .blocks = blocks};
@@ -335,17 +342,17 @@ static gboolean get_state(void *opaque, GPtrArray *states, GError **error) {
 static void guest_free(void *opaque) {
     QemuGuest *guest = opaque;
     uint64_t pause_ns;
-    if (guest->stopped || guest->held)
+    if (guest->qmp)
         guest_resume(guest, &pause_ns, NULL);
     empty_state(guest);
     guard_free(guest->guard);
-    qmp_free(guest->qmp);
+    connection_free(guest->connection);
     inventory_free(guest->inventory);
     if (guest->state_fd >= 0)
         close(guest->state_fd);
     g_free(guest->machine);
     g_free(guest->accel);
-    g_free(guest->path);
+    g_free(guest->version);
     g_free(guest);
 }
 
@@ -372,16 +379,25 @@ static void identify(SnapGuest *made, Qmp *qmp) {
 
 SnapGuest *qemu_guest_new(const char *qmp_path, const QemuGuestOptions *options, GError **error) {
     QemuGuest *guest = g_new0(QemuGuest, 1);
-    guest->path = g_strdup(qmp_path);
     guest->options = options ? *options : (QemuGuestOptions){0};
     guest->state_fd = -1;
     guest->fdset = -1;
     guest->guard = guard_new(error);
-    if (!guest->guard || !connect_guest(guest, error)) {
+    guest->connection = guest->guard ? connection_new(qmp_path, error) : NULL;
+    if (!guest->connection) {
         guest_free(guest);
         return NULL;
     }
+    guest->pid = connection_pid(guest->connection);
     SnapGuest *made = snap_guest_new("qemu", guest->pid, &ops, guest);
-    identify(made, guest->qmp);
+    if (begin_turn(guest, NULL)) {
+        identify(made, guest->qmp);
+        end_turn(guest);
+    }
     return made;
+}
+
+Connection *qemu_guest_connection(const SnapGuest *guest) {
+    const QemuGuest *qemu = snap_guest_opaque(guest, &ops);
+    return qemu ? qemu->connection : NULL;
 }

@@ -34,9 +34,12 @@ struct Qmp {
     size_t message_bytes; /* read since the last message was complete */
     gboolean in_message;  /* the tokener has seen a part of one */
     GHashTable *events;   /* name → int64_t *, µs */
+    QmpEventFunc event_func;
+    void *event_opaque;
     GQueue commands;      /* names of those sent and not answered, owned */
     GString *output;      /* queued, not yet sent */
     char *begun;          /* (nullable) the command that lacks its last byte */
+    json_object *refusal; /* (nullable) QEMU's error in the last answer */
     int64_t spin_us;
     gboolean broken;
 };
@@ -171,6 +174,8 @@ static gboolean note_event(Qmp *qmp, json_object *message) {
     int64_t *us = g_new(int64_t, 1);
     *us = json_object_get_int64(qmp_get(stamp, "seconds")) * G_USEC_PER_SEC +
           json_object_get_int64(qmp_get(stamp, "microseconds"));
+    if (qmp->event_func)
+        qmp->event_func(name, qmp_get(message, "data"), *us, qmp->event_opaque);
     g_hash_table_replace(qmp->events, g_strdup(name), us);
     return TRUE;
 }
@@ -190,6 +195,30 @@ static gboolean next_message(Qmp *qmp, int64_t deadline, json_object **ret_messa
             return fail_in_time(qmp, error);
         if (!message && !read_some(qmp, deadline, error))
             return FALSE;
+    }
+}
+
+void qmp_set_event_func(Qmp *qmp, QmpEventFunc func, void *opaque) {
+    qmp->event_func = func;
+    qmp->event_opaque = opaque;
+}
+
+gboolean qmp_read_events(Qmp *qmp, GError **error) {
+    struct pollfd ready = {.fd = qmp->fd, .events = POLLIN};
+    if (qmp->broken || !g_queue_is_empty(&qmp->commands))
+        return fail_protocol(qmp, error);
+    for (;;) {
+        g_autoptr(json_object) message = NULL;
+        if (!parse_one(qmp, &message, error))
+            return FALSE;
+        if (message && !note_event(qmp, message))
+            return fail_protocol(qmp, error);
+        if (!message && qmp->input->len == 0) {
+            if (poll(&ready, 1, 0) <= 0)
+                return TRUE;
+            if (!read_some(qmp, deadline_of(0), error))
+                return FALSE;
+        }
     }
 }
 
@@ -221,11 +250,13 @@ static gboolean send_bytes(Qmp *qmp, const char *bytes, size_t length, int fd, G
             struct pollfd ready = {.fd = qmp->fd, .events = POLLOUT};
             if (poll(&ready, 1, QMP_TIMEOUT_MS) > 0)
                 continue;
+            qmp->broken = TRUE;
             g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT, "%s takes no commands", qmp->label);
             return FALSE;
         }
         if (sent < 0) {
             int code = errno;
+            qmp->broken = TRUE;
             if (code == EPIPE || code == ECONNRESET)
                 g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "%s closed the connection", qmp->label);
             else
@@ -239,9 +270,14 @@ static gboolean send_bytes(Qmp *qmp, const char *bytes, size_t length, int fd, G
     return TRUE;
 }
 
+static void forget_refusal(Qmp *qmp) {
+    g_clear_pointer(&qmp->refusal, json_object_put);
+}
+
 void qmp_queue(Qmp *qmp, const char *command, json_object *arguments) {
     g_autoptr(json_object) request = json_object_new_object();
     g_assert(!qmp->begun);
+    forget_refusal(qmp);
     json_object_object_add(request, "execute", json_object_new_string(command));
     if (arguments)
         json_object_object_add(request, "arguments", arguments);
@@ -301,10 +337,12 @@ void qmp_spin(Qmp *qmp, int64_t spin_us) {
 /* What @message says to the oldest command. */
 static gboolean take_answer(Qmp *qmp, json_object *message, json_object **ret, GError **error) {
     g_autofree char *command = g_queue_pop_head(&qmp->commands);
+    forget_refusal(qmp);
     json_object *failure = qmp_get(message, "error");
     if (!command)
         return fail_protocol(qmp, error);
     if (failure) {
+        qmp->refusal = json_object_get(failure);
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "%s: QEMU says: %s", command,
                     qmp_get_string(failure, "desc"));
         return FALSE;
@@ -356,6 +394,10 @@ gboolean qmp_receive_rest(Qmp *qmp, int timeout_ms, GError **error) {
     while (g_queue_get_length(&qmp->commands) > 1)
         qmp_receive(qmp, timeout_ms, NULL, NULL);
     return qmp_receive(qmp, timeout_ms, NULL, error);
+}
+
+json_object *qmp_refusal(const Qmp *qmp) {
+    return qmp->refusal;
 }
 
 gboolean qmp_is_broken(const Qmp *qmp) {
@@ -495,6 +537,7 @@ void qmp_free(Qmp *qmp) {
     g_hash_table_unref(qmp->events);
     g_queue_clear_full(&qmp->commands, g_free);
     g_string_free(qmp->output, TRUE);
+    json_object_put(qmp->refusal);
     g_free(qmp->begun);
     g_free(qmp);
 }

@@ -8,8 +8,8 @@
  * each (measured: 3-5 us), which is why the length of a command matters there, and why a command may be sent but
  * for its last byte (qmp_begin, qmp_finish).
  *
- * Events are not queued: of each kind only the time of the last one is kept, which is what a pause is measured by.
- * Thread: one at a time.
+ * Events are not queued: of each kind the time of the last one is kept, which is what a pause is measured by, and
+ * a function may be called with each. Thread: one at a time.
  */
 #pragma once
 
@@ -91,7 +91,13 @@ gboolean qmp_command(Qmp *qmp, const char *command, json_object *arguments, int 
  */
 gboolean qmp_receive_rest(Qmp *qmp, int timeout_ms, GError **error);
 
-/** qmp_is_broken: no answers can be had any more, after a time-out or a protocol error. */
+/**
+ * qmp_refusal: QEMU's own error, {class, desc}, in the answer to the last command; NULL when it succeeded, or was
+ * not answered. (borrow) until the next command.
+ */
+json_object *qmp_refusal(const Qmp *qmp);
+
+/** qmp_is_broken: no answers can be had any more: it is closed, out of time, or out of step. */
 gboolean qmp_is_broken(const Qmp *qmp);
 
 /** qmp_hmp: what the human monitor prints for @line. Return: (out) g_free() it; NULL on error. */
@@ -102,6 +108,18 @@ char *qmp_hmp(Qmp *qmp, const char *line, GError **error);
  * Events are read while answers are waited for.
  */
 int64_t qmp_event_us(const Qmp *qmp, const char *event);
+
+/* @data: (borrow) (nullable). @time_us: by QEMU's clock, µs since the epoch. */
+typedef void (*QmpEventFunc)(const char *event, json_object *data, int64_t time_us, void *opaque);
+
+/** qmp_set_event_func: @func is called with every event that is read from now on. */
+void qmp_set_event_func(Qmp *qmp, QmpEventFunc func, void *opaque);
+
+/**
+ * qmp_read_events: read all that is there, without waiting. No answer is outstanding. Errors: GUEST_GONE,
+ * PROTOCOL.
+ */
+gboolean qmp_read_events(Qmp *qmp, GError **error);
 
 /**
  * qmp_poll: the answer to the oldest command, if it is there within @timeout_ms. Events are noted in passing.
@@ -117,4 +135,7 @@ gboolean qmp_get_bool(json_object *object, const char *name);
 /** qmp_args: {key: value, …} of strings, closed by NULL. Return: (out) as qmp_send() takes. */
 json_object *qmp_args(const char *key, ...) G_GNUC_NULL_TERMINATED;
 
+#ifndef JSON_OBJECT_AUTOPTR /* qapi/json.h has it too */
+#define JSON_OBJECT_AUTOPTR
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(json_object, json_object_put)
+#endif

@@ -267,28 +267,61 @@ gboolean stream_compose(const SnapImage *image, const QemuDescription *descripti
 
 /* ---- to a descriptor ---- */
 
+#define LOOK_MS 100 /* at the progress function, while a reader does not read */
+
+typedef struct {
+    int fd;
+    uint64_t *sent_bytes;
+    SnapProgressFunc progress; /* (nullable) */
+    void *opaque;
+    uint64_t done_bytes, total_bytes; /* as last told */
+} FdWriter;
+
+static gboolean note_progress(uint64_t done_bytes, uint64_t total_bytes, void *opaque) {
+    FdWriter *writer = opaque;
+    writer->done_bytes = done_bytes;
+    writer->total_bytes = total_bytes;
+    return !writer->progress || writer->progress(done_bytes, total_bytes, writer->opaque);
+}
+
+static gboolean wait_for_reader(FdWriter *writer, GError **error) {
+    struct pollfd ready = {.fd = writer->fd, .events = POLLOUT};
+    while (poll(&ready, 1, LOOK_MS) <= 0) {
+        if (!note_progress(writer->done_bytes, writer->total_bytes, writer)) {
+            g_set_error(error, SNAP_ERROR, SNAP_ERROR_CANCELLED, "cancelled");
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
 static gboolean write_to_fd(const void *data, size_t length, void *opaque, GError **error) {
-    int fd = *(const int *)opaque;
+    FdWriter *writer = opaque;
     const char *at = data;
     while (length > 0) {
-        ssize_t n = write(fd, at, length);
+        ssize_t n = write(writer->fd, at, length);
         if (n < 0 && errno == EAGAIN) {
-            struct pollfd ready = {.fd = fd, .events = POLLOUT};
-            poll(&ready, 1, -1);
-            continue;
-        }
-        if (n < 0 && errno != EINTR) {
+            if (!wait_for_reader(writer, error))
+                return FALSE;
+        } else if (n < 0 && errno != EINTR) {
             snap_set_errno(error, errno, "writing the migration stream");
             return FALSE;
         }
         at += MAX(n, 0);
         length -= (size_t)MAX(n, 0);
+        *writer->sent_bytes += (uint64_t)MAX(n, 0);
     }
     return TRUE;
 }
 
-gboolean qemu_export_stream(const SnapImage *image, int out_fd, SnapProgressFunc progress, void *opaque,
-                            GError **error) {
+gboolean qemu_export_stream(const SnapImage *image, int out_fd, uint64_t *ret_sent_bytes, SnapProgressFunc progress,
+                            void *opaque, GError **error) {
+    uint64_t sent_bytes = 0;
+    FdWriter writer = {.fd = out_fd,
+                       .sent_bytes = ret_sent_bytes ? ret_sent_bytes : &sent_bytes,
+                       .progress = progress,
+                       .opaque = opaque};
     g_autoptr(QemuDescription) description = description_of_image(image, error);
-    return description && stream_compose(image, description, NULL, write_to_fd, &out_fd, progress, opaque, error);
+    return description &&
+           stream_compose(image, description, NULL, write_to_fd, &writer, note_progress, &writer, error);
 }

@@ -1,0 +1,197 @@
+/*
+ * A QMP server inside a VMM: see libsnap-qmp.h.
+ *
+ * The server is made of GLib sources in a context of its own. For a loop that is not GLib's, what the context
+ * waits for is put into an epoll descriptor: its descriptors, and a timer for its next timeout. Another thread
+ * that adds a source wakes the context by an eventfd, which is one of these.
+ */
+#include "libsnap-qmp.h"
+
+#include "embedded.h"
+#include "server.h"
+#include "targets.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+enum { ITERATIONS_MAX = 64 }; /* in one call of process: the VMM has other things to do */
+
+struct SnapQmp {
+    /* set before start */
+    GMainContext *context;
+    QapiHelper *helper;
+    QapiServer *server;
+    QapiEmbedded *embedded;
+    int epoll_fd;
+    int timer_fd;
+
+    /* who serves */
+    GMainLoop *loop; /* (nullable) the thread's */
+    GThread *thread;
+    GArray *watched; /* of int: descriptors in epoll_fd */
+};
+
+/* ---- the context as one descriptor ----------------------------------------------------------------------- */
+
+static void set_timer(const SnapQmp *qmp, gint timeout_ms) {
+    struct itimerspec at = {0};
+    if (timeout_ms == 0)
+        at.it_value.tv_nsec = 1;
+    else if (timeout_ms > 0)
+        at.it_value = (struct timespec){timeout_ms / 1000, (long)(timeout_ms % 1000) * 1000000};
+    timerfd_settime(qmp->timer_fd, 0, &at, NULL);
+}
+
+/* A number may be another descriptor by now than the last time: so it is changed, and where it is not in, added.
+ */
+static void watch(const SnapQmp *qmp, int fd, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.fd = fd};
+    if (epoll_ctl(qmp->epoll_fd, EPOLL_CTL_MOD, fd, &event) < 0 && errno == ENOENT)
+        epoll_ctl(qmp->epoll_fd, EPOLL_CTL_ADD, fd, &event);
+}
+
+static gboolean is_first(const GPollFD *fds, gint at) {
+    for (gint i = 0; i < at; i++)
+        if (fds[i].fd == fds[at].fd)
+            return FALSE;
+    return TRUE;
+}
+
+/* The context names a descriptor once for each source: epoll takes it once. */
+static void watch_all(SnapQmp *qmp, const GPollFD *fds, gint n) {
+    g_autoptr(GArray) before = g_steal_pointer(&qmp->watched);
+    qmp->watched = g_array_new(FALSE, FALSE, sizeof(int));
+    for (gint i = 0; i < n; i++) {
+        uint32_t events = 0;
+        if (!is_first(fds, i))
+            continue;
+        for (gint j = i; j < n; j++)
+            events |= fds[j].fd == fds[i].fd ? fds[j].events : 0u;
+        watch(qmp, fds[i].fd, events);
+        g_array_append_val(qmp->watched, fds[i].fd);
+    }
+    for (guint i = 0; before && i < before->len; i++) {
+        int fd = g_array_index(before, int, i);
+        gboolean still = FALSE;
+        for (gint j = 0; j < n; j++)
+            still = still || fds[j].fd == fd;
+        if (!still)
+            epoll_ctl(qmp->epoll_fd, EPOLL_CTL_DEL, fd, NULL); /* closed ones have gone by themselves */
+    }
+}
+
+static void rearm(SnapQmp *qmp) {
+    gint priority = 0, timeout_ms = -1, n = 0;
+    g_autofree GPollFD *fds = NULL;
+    g_main_context_prepare(qmp->context, &priority);
+    for (gint room = 16;; room = n) {
+        fds = g_renew(GPollFD, fds, room);
+        n = g_main_context_query(qmp->context, priority, &timeout_ms, fds, room);
+        if (n <= room)
+            break;
+    }
+    watch_all(qmp, fds, n);
+    set_timer(qmp, timeout_ms);
+}
+
+void snap_qmp_process(SnapQmp *qmp) {
+    if (!g_main_context_acquire(qmp->context))
+        return; /* the thread serves */
+    for (int i = 0; i < ITERATIONS_MAX && g_main_context_iteration(qmp->context, FALSE); i++)
+        continue;
+    rearm(qmp);
+    g_main_context_release(qmp->context);
+}
+
+int snap_qmp_get_fd(const SnapQmp *qmp) {
+    return qmp->epoll_fd;
+}
+
+short snap_qmp_get_events(const SnapQmp *qmp) {
+    (void)qmp;
+    return POLLIN;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------ */
+
+static gboolean open_descriptors(SnapQmp *qmp, GError **error) {
+    qmp->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    qmp->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (qmp->epoll_fd < 0 || qmp->timer_fd < 0) {
+        snap_set_errno(error, errno, "the QMP server");
+        return FALSE;
+    }
+    watch(qmp, qmp->timer_fd, EPOLLIN);
+    return TRUE;
+}
+
+SnapQmp *snap_qmp_new(SnapGuest *guest, const SnapQmpOptions *options, GError **error) {
+    static const SnapQmpOptions none = {0};
+    options = options ? options : &none;
+    SnapQmp *qmp = g_new0(SnapQmp, 1);
+    qmp->context = g_main_context_new_with_flags(G_MAIN_CONTEXT_FLAGS_OWNERLESS_POLLING);
+    qmp->helper = qapi_helper_new(options->snapshot_dir ? options->snapshot_dir : ".");
+    qmp->server = qapi_server_new(qmp->helper, qmp->context, options->on_quit, options->quit_opaque);
+    qmp->epoll_fd = qmp->timer_fd = -1;
+    qmp->embedded = qapi_embed(qmp->helper, guest, options->name, options->vm, options->vm_opaque);
+    if (open_descriptors(qmp, error)) {
+        snap_qmp_process(qmp);
+        return qmp;
+    }
+    snap_qmp_free(qmp);
+    return NULL;
+}
+
+static gboolean quit_loop(gpointer loop) {
+    g_main_loop_quit(loop);
+    return G_SOURCE_REMOVE;
+}
+
+static void end_thread(SnapQmp *qmp) {
+    g_autoptr(GSource) source = g_idle_source_new();
+    g_source_set_callback(source, quit_loop, qmp->loop, NULL);
+    g_source_attach(source, qmp->context);
+    g_thread_join(qmp->thread);
+    g_main_loop_unref(qmp->loop);
+}
+
+void snap_qmp_free(SnapQmp *qmp) {
+    if (!qmp)
+        return;
+    if (qmp->thread)
+        end_thread(qmp);
+    qapi_server_free(qmp->server);
+    qapi_helper_free(qmp->helper);
+    qapi_embedded_free(qmp->embedded);
+    g_main_context_unref(qmp->context);
+    if (qmp->epoll_fd >= 0)
+        close(qmp->epoll_fd);
+    if (qmp->timer_fd >= 0)
+        close(qmp->timer_fd);
+    g_clear_pointer(&qmp->watched, g_array_unref);
+    g_free(qmp);
+}
+
+gboolean snap_qmp_listen(SnapQmp *qmp, const char *path, GError **error) {
+    gboolean ok = qapi_server_listen(qmp->server, path, error);
+    snap_qmp_process(qmp);
+    return ok;
+}
+
+void snap_qmp_add_client(SnapQmp *qmp, int fd) {
+    qapi_server_add_client(qmp->server, fd, fd, NULL, NULL);
+    snap_qmp_process(qmp);
+}
+
+static gpointer serve(gpointer loop) {
+    g_main_loop_run(loop);
+    return NULL;
+}
+
+void snap_qmp_start_thread(SnapQmp *qmp) {
+    qmp->loop = g_main_loop_new(qmp->context, FALSE);
+    qmp->thread = g_thread_new("snap-qmp", serve, qmp->loop);
+}

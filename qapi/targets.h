@@ -1,0 +1,58 @@
+/*
+ * Targets: the guests of a helper, by name.
+ *
+ * What a driver does is in target-drivers.c; this file knows names, lives and ends. A target is there from
+ * target-add until target-del; when its guest ends before, it stays, and says so.
+ */
+#pragma once
+
+#include "helper.h"
+
+/** qapi_target_find: @id: (borrow) (nullable) NULL for the only one there is. Errors: NOT_FOUND, there is none;
+ *   FAILED, there are several. Return: (out) qapi_target_unref(). */
+QapiTarget *qapi_target_find(QapiHelper *helper, const char *id, GError **error);
+
+QapiTarget *qapi_target_ref(QapiTarget *target);
+QapiTarget *qapi_target_ref_locked(QapiTarget *target);
+void qapi_target_unref(QapiTarget *target);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(QapiTarget, qapi_target_unref)
+
+const char *qapi_target_id(const QapiTarget *target);
+/** qapi_target_guest: (borrow) for as long as the target. */
+SnapGuest *qapi_target_guest(const QapiTarget *target);
+const char *qapi_target_driver(const QapiTarget *target);
+
+/** qapi_target_check: Errors: GUEST_GONE, its guest has ended. */
+gboolean qapi_target_check(QapiTarget *target, GError **error);
+
+/**
+ * qapi_target_add: a guest that is attached.
+ * @driver: its kind. @guest: (take). @where: (borrow) (nullable) its socket. @own: (borrow) (nullable) what the
+ * driver wants to have with it, for the life of the target. Errors: FAILED, the id is taken, or no id, or the
+ * process is a target already.
+ */
+gboolean qapi_target_add(QapiHelper *helper, const char *id, const char *driver, SnapGuest *guest,
+                         const char *where, void *own, GError **error);
+
+/** qapi_targets_end: let go of all. */
+void qapi_targets_end(QapiHelper *helper);
+
+/** qapi_target_emit: as qapi_emit(), with the target's id as member "target". @data: (take) (nullable). */
+void qapi_target_emit(QapiTarget *target, const char *event, json_object *data);
+
+/* What other families keep with a target; freed with it. */
+typedef struct DirtyLog DirtyLog;
+typedef struct DirtyRate DirtyRate;
+typedef struct Migration Migration;
+typedef struct Dump Dump;
+
+/* Each is made with the target, and has its own rules. */
+typedef struct {
+    DirtyLog *dirty_log;
+    DirtyRate *dirty_rate;
+    Migration *migration;
+    Dump *dump;
+} QapiTargetParts;
+
+const QapiTargetParts *qapi_target_parts(const QapiTarget *target);
+QapiHelper *qapi_target_helper(const QapiTarget *target);
