@@ -22,6 +22,10 @@ static void *map_zeros(uint64_t n, size_t size) {
     return p;
 }
 
+static uint64_t lazy_words(const SnapArea *area) {
+    return (area->n_mapped + 63) / 64;
+}
+
 SnapArea *snap_area_new(SnapRegion *region) {
     SnapArea *area = g_new0(SnapArea, 1);
     area->region = region;
@@ -31,6 +35,9 @@ SnapArea *snap_area_new(SnapRegion *region) {
     area->chunks = map_zeros(area->n_chunks, sizeof *area->chunks);
     if (region->memory == SNAP_MEMORY_SHMEM || region->memory == SNAP_MEMORY_HUGETLB) {
         area->filled = map_zeros(area->n_chunks, sizeof *area->filled);
+    }
+    if (region->memory == SNAP_MEMORY_ANON) {
+        area->lazy = map_zeros(lazy_words(area), sizeof *area->lazy);
     }
     area->armed = g_array_new(FALSE, FALSE, sizeof(SnapRun));
     return area;
@@ -43,6 +50,9 @@ void snap_area_free(SnapArea *area) {
     munmap(area->chunks, MAX(area->n_mapped, 1) * sizeof *area->chunks);
     if (area->filled) {
         munmap(area->filled, MAX(area->n_mapped, 1) * sizeof *area->filled);
+    }
+    if (area->lazy) {
+        munmap(area->lazy, MAX(lazy_words(area), 1) * sizeof *area->lazy);
     }
     g_array_unref(area->armed);
     snap_region_free(area->region);

@@ -27,6 +27,7 @@ typedef struct {
     uint64_t dirty;     /* written since the point before: what is captured. All, of a chunk armed since */
     uint64_t since;     /* SYNC: written, or discarded, since this point */
     uint64_t claimed;   /* LOG: pages touched since the last round; SYNC: pages captured */
+    uint64_t lazy;      /* may go by themselves, with their protection: see lazy.h */
     uint32_t preimages; /* SYNC: pool index of the newest pre-image, linked; SNAP_POOL_NONE */
     uint16_t phase;     /* SnapChunkPhase */
     uint8_t hot;        /* waits in the queue of faulted chunks */
@@ -47,8 +48,10 @@ typedef struct {
     uint64_t block_bytes; /* what one page table maps, or the granule where that is larger */
     SnapChunkState *chunks;
     uint64_t *filled; /* shared memory only: pages of each chunk that were not zero when protected; see holes.h */
+    uint64_t *lazy;   /* private memory only: a bit for each chunk whose lazy word may be set */
     GArray *armed;    /* of SnapRun; sorted, disjoint, not adjacent */
     bool logged;      /* dirty is what was written since the point before; else everything is */
+    bool looked_back; /* it is known what was discarded before it was tracked */
     bool dropped;     /* not in the guest any more when the point came: not part of the snapshot */
     bool stale;       /* LOG: (partly) unmapped or moved, perhaps mapped anew: has to be registered again */
 } SnapArea;

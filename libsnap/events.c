@@ -27,6 +27,7 @@
 
 #include "faults.h"
 #include "image-write.h"
+#include "lazy.h"
 #include "uffd.h"
 
 enum {
@@ -201,6 +202,7 @@ static void forget_protection_locked(SnapSync *tracker, uint64_t address, uint64
                 snap_sync_touch_locked(tracker, part.area, chunk, snap_area_chunk_mask(area, chunk));
             }
         }
+        snap_lazy_note_locked(tracker, part.area, part.offset, part.offset + part.length);
         address = part.address + part.length;
     }
 }
@@ -238,6 +240,7 @@ static void apply_discard_locked(SnapSync *tracker, uint64_t address, uint64_t e
     uint64_t offset;
     while (tracker->mode == SNAP_SYNC_SYNC && next_part_locked(tracker, address, end, &part)) {
         snap_sync_note_locked(tracker, part.area, part.offset, part.offset + part.length);
+        snap_lazy_note_locked(tracker, part.area, part.offset, part.offset + part.length);
         if (!snap_sync_area(tracker, part.area)->filled && unsaved_locked(tracker, &part, &offset)) {
             snap_sync_fail_locked(tracker, (SnapSyncFailure){.code = SNAP_ERROR_LOST,
                                                              .what = "the guest discarded it (madvise)",

@@ -22,6 +22,7 @@
 #include "events.h"
 #include "holes.h"
 #include "image-write.h"
+#include "lazy.h"
 #include "pagemap.h"
 #include "uffd.h"
 
@@ -254,6 +255,7 @@ static Answer serve_sync(SnapSync *tracker, Place *place) SNAP_REQUIRES(tracker-
 }
 
 static Answer serve_locked(SnapSync *tracker, Place *place) SNAP_REQUIRES(tracker->lock) {
+    snap_lazy_written_locked(tracker, place->area, place->offset, place->offset + place->length);
     switch (tracker->mode) {
     case SNAP_SYNC_LOG:
         return serve_log(tracker, place);
@@ -355,8 +357,10 @@ static bool serve_next(SnapSync *tracker) {
  * where that is permitted. Not before: pre-arm is a race of the job thread against the guest's writes, and this
  * thread helps the guest.
  */
-static void go_first(const SnapSync *tracker, bool *raised) {
+static void go_first(SnapSync *tracker, bool *raised) {
+    snap_lock(&tracker->lock);
     bool sync = tracker->mode == SNAP_SYNC_SYNC;
+    snap_unlock(&tracker->lock);
     if (*raised != sync) {
         struct sched_param param = {.sched_priority = sync ? sched_get_priority_min(SCHED_RR) : 0};
         sched_setscheduler(0, (sync ? SCHED_RR : SCHED_OTHER) | SCHED_RESET_ON_FORK, &param);

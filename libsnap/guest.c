@@ -1,6 +1,8 @@
 /* A guest: what a VMM's glue hands to the jobs. */
 #include "guest.h"
 
+#include "uffd.h"
+
 #include <unistd.h>
 
 SnapGuest *snap_guest_new(const char *driver, int pid, const SnapGuestOps *ops, void *opaque) {
@@ -41,4 +43,21 @@ int snap_guest_pid(const SnapGuest *guest) {
 
 void *snap_guest_opaque(const SnapGuest *guest, const SnapGuestOps *ops) {
     return guest->ops == ops ? guest->opaque : NULL;
+}
+
+int snap_guest_open_uffd(const SnapGuest *guest, GError **error) {
+    if (guest->ops->open_uffd) {
+        return guest->ops->open_uffd(guest->opaque, error);
+    }
+    g_assert(guest->pid == getpid());
+    int uffd = snap_uffd_open();
+    if (uffd < 0) {
+        snap_set_errno(error, -uffd, "a userfaultfd; run as root, or set vm.unprivileged_userfaultfd to 1");
+        return -1;
+    }
+    return uffd;
+}
+
+gboolean snap_guest_get_state(const SnapGuest *guest, GPtrArray *states, GError **error) {
+    return !guest->ops->get_state || guest->ops->get_state(guest->opaque, states, error);
 }

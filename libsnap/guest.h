@@ -23,3 +23,7 @@ struct SnapGuest {
 
 /* Let go of the guest's memory. */
 void snap_guest_drop_log(SnapGuest *guest);
+
+/* Those of SnapGuestOps that may be left out. */
+int snap_guest_open_uffd(const SnapGuest *guest, GError **error);
+gboolean snap_guest_get_state(const SnapGuest *guest, GPtrArray *states, GError **error);

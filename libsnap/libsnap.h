@@ -159,15 +159,16 @@ typedef struct {
      * keeps its name.
      */
     gboolean (*list_regions)(void *opaque, gboolean paused, GPtrArray *regions, GError **error);
-    /* A new userfaultfd of the guest's address space, before UFFDIO_API, O_CLOEXEC | O_NONBLOCK; -1 on error. */
+    /* A new userfaultfd of the guest's address space, before UFFDIO_API, O_CLOEXEC | O_NONBLOCK; -1 on error.
+     * (nullable) where the guest's memory is this process's. */
     int (*open_uffd)(void *opaque, GError **error);
     /* Stop everything that writes the guest's memory and take its device state. */
     gboolean (*pause)(void *opaque, SnapPauseStep step, GError **error);
     /* Let it run again, if it ran before. @ret_pause_ns: how long the guest was stopped, in ns. */
     gboolean (*resume)(void *opaque, uint64_t *ret_pause_ns, GError **error);
-    /* Append the SnapState blobs taken in the last pause to @states, (take) by the caller. */
+    /* (nullable) Append the SnapState blobs taken in the last pause to @states, (take) by the caller. */
     gboolean (*get_state)(void *opaque, GPtrArray *states, GError **error);
-    void (*free)(void *opaque);
+    void (*free)(void *opaque); /* (nullable) */
 } SnapGuestOps;
 
 /* A named blob of device state: NAME/state/<name> in the image. */
@@ -408,7 +409,8 @@ typedef struct {
 #define SNAP_HISTOGRAM_FIRST_NS UINT64_C(1024)
 
 typedef struct {
-    uint64_t upper_ns; /* counted here: below this, and not below that of the bucket before; the last: UINT64_MAX */
+    uint64_t
+        upper_ns; /* counted here: below this, and not below that of the bucket before; the last: UINT64_MAX */
     uint64_t count;
 } SnapHistogramBucket;
 

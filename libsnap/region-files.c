@@ -14,6 +14,7 @@ void snap_region_files_init(SnapRegionFiles *files, const SnapManifestRegion *re
     files->header.n_chunks = snap_chunk_count(region->length_bytes, region->page_bytes);
     files->data_path = g_strconcat(SNAP_DIR_RAM "/", region->file, SNAP_SUFFIX_DATA, NULL);
     files->index_path = g_strconcat(SNAP_DIR_RAM "/", region->file, SNAP_SUFFIX_INDEX, NULL);
+    files->recorded = g_malloc0(files->header.n_chunks / 8 + 1);
     files->link.data = files;
 }
 
@@ -28,6 +29,7 @@ static void close_now(SnapRegionFiles *files) {
 
 void snap_region_files_clear(SnapRegionFiles *files) {
     close_now(files);
+    g_clear_pointer(&files->recorded, g_free);
     g_clear_pointer(&files->data_path, g_free);
     g_clear_pointer(&files->index_path, g_free);
 }
@@ -93,6 +95,9 @@ gboolean snap_region_files_close(SnapRegionFiles *files, SnapImageDir *dir, GErr
 
 gboolean snap_region_files_record(SnapRegionFiles *files, SnapImageDir *dir, uint64_t index,
                                   const SnapChunkRecord *record, GError **error) {
+    uint8_t bit = (uint8_t)(1u << index % 8);
+    g_assert(!(files->recorded[index / 8] & bit));
+    files->recorded[index / 8] |= bit;
     int result = snap_index_put(files->index_fd, files->batch, index, record);
     return result == 0 || fail(dir, files->index_path, -result, error);
 }

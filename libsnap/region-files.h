@@ -23,6 +23,7 @@ typedef struct {
     int data_fd; /* -1 while closed, as is index_fd */
     int index_fd;
     SnapRecordBatch *batch; /* while open */
+    uint8_t *recorded;      /* a bit for each chunk: a second record would undo the first */
     GList link;             /* the writer's: in its list of open regions */
 } SnapRegionFiles;
 
@@ -35,7 +36,7 @@ gboolean snap_region_files_open(SnapRegionFiles *files, SnapImageDir *dir, GErro
 /* Write what is gathered, and make sure that no write error gets lost with the descriptors. */
 gboolean snap_region_files_close(SnapRegionFiles *files, SnapImageDir *dir, GError **error);
 
-/* Open only. */
+/* Open only; a chunk once only. */
 gboolean snap_region_files_record(SnapRegionFiles *files, SnapImageDir *dir, uint64_t index,
                                   const SnapChunkRecord *record, GError **error);
 /* Open only: write what is gathered, and list both files, with the checksum of the index, in @manifest. */

@@ -75,21 +75,48 @@ gboolean snap_save_drop_known(SnapSave *save, const SnapRegion *region, SnapChun
     return TRUE;
 }
 
+/* What is being hidden, chunk by chunk: a chunk can be recorded once only. */
+typedef struct {
+    SnapSave *save;
+    guint number; /* of the region in the image */
+    uint64_t chunk;
+    uint64_t mask; /* pages of it, so far */
+} Hiding;
+
+static gboolean flush_hidden(Hiding *hiding, GError **error) {
+    uint64_t mask = hiding->mask;
+    hiding->mask = 0;
+    return mask == 0 ||
+           snap_image_writer_put_zero(hiding->save->writer, hiding->number, hiding->chunk, mask, error);
+}
+
+/* Pages [page, end). */
+static gboolean hide_run(Hiding *hiding, uint64_t page, uint64_t end, GError **error) {
+    while (page < end) {
+        uint64_t chunk = page / SNAP_CHUNK_PAGES, first = page % SNAP_CHUNK_PAGES;
+        uint64_t n = MIN(end - page, SNAP_CHUNK_PAGES - first);
+        if (chunk != hiding->chunk && !flush_hidden(hiding, error)) {
+            return FALSE;
+        }
+        hiding->chunk = chunk;
+        hiding->mask |= (n >= SNAP_CHUNK_PAGES ? UINT64_MAX : (UINT64_C(1) << n) - 1) << first;
+        page += n;
+    }
+    return TRUE;
+}
+
 gboolean snap_save_hide(SnapSave *save, const SnapRegion *region, guint number, uint64_t start, uint64_t end,
                         GError **error) {
     int in_parent = save->parent ? snap_image_find_region(save->parent, region->name) : -1;
     uint64_t page_bytes = region->page_bytes, from = start, to = 0;
+    Hiding hiding = {.save = save, .number = number};
     while (in_parent >= 0 && from < end &&
            snap_image_next_data(save->parent, (guint)in_parent, from, &from, &to) && from < end) {
-        for (to = MIN(to, end); from < to;) {
-            uint64_t page = from / page_bytes, first = page % SNAP_CHUNK_PAGES;
-            uint64_t n = MIN(to / page_bytes - page, SNAP_CHUNK_PAGES - first);
-            uint64_t mask = (n >= SNAP_CHUNK_PAGES ? UINT64_MAX : (UINT64_C(1) << n) - 1) << first;
-            if (!snap_image_writer_put_zero(save->writer, number, page / SNAP_CHUNK_PAGES, mask, error)) {
-                return FALSE;
-            }
-            from += n * page_bytes;
+        to = MIN(to, end);
+        if (!hide_run(&hiding, from / page_bytes, to / page_bytes, error)) {
+            return FALSE;
         }
+        from = to;
     }
-    return TRUE;
+    return flush_hidden(&hiding, error);
 }

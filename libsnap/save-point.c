@@ -169,7 +169,7 @@ static gboolean open_writer(SnapSave *save, const GPtrArray *regions, GError **e
 }
 
 static gboolean open_tracker(SnapSave *save, uint32_t pool_pages, GError **error) {
-    int uffd = save->guest->ops->open_uffd(save->guest->opaque, error);
+    int uffd = snap_guest_open_uffd(save->guest, error);
     if (uffd < 0) {
         return FALSE;
     }
@@ -333,7 +333,7 @@ static gboolean pause_and_take(SnapSave *save, GError **error) {
     save->stats.pause_ns = pause_ns;
     save->stats.phase = SNAP_SAVE_SWEEPING;
     snap_unlock(&save->lock);
-    return taken && resumed && save->guest->ops->get_state(save->guest->opaque, save->states, error);
+    return taken && resumed && snap_guest_get_state(save->guest, save->states, error);
 }
 
 gboolean snap_save_take_point(SnapSave *save, GError **error) {

@@ -114,6 +114,7 @@ static gboolean sync_open(SnapTracker *tracker, int uffd, GError **error) {
     if (!tracker->sync) {
         return FALSE;
     }
+    tracker->sync->keep = true;
     snap_sync_start(tracker->sync);
     return TRUE;
 }
@@ -234,7 +235,7 @@ static const Engine engines[] = {
 _Static_assert(G_N_ELEMENTS(engines) == SNAP_TRACK_MAX, "an engine for each mode");
 
 gboolean snap_engine_open(SnapTracker *tracker, GError **error) {
-    int uffd = tracker->guest->ops->open_uffd(tracker->guest->opaque, error);
+    int uffd = snap_guest_open_uffd(tracker->guest, error);
     return uffd >= 0 && engines[tracker->mode].open(tracker, uffd, error);
 }
 

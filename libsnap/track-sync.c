@@ -21,6 +21,7 @@
 #include "faults.h"
 #include "holes.h"
 #include "image-write.h"
+#include "lazy.h"
 #include "pagemap.h"
 #include "uffd.h"
 
@@ -347,6 +348,9 @@ gboolean snap_sync_add(SnapSync *tracker, SnapRegion *region, bool stands, GErro
     if (result < 0) {
         return range_error(error, result, region, "track it");
     }
+    if (stands) { /* there is no time to look what was done to it */
+        snap_lazy_note_all(tracker, tracker->areas->len - 1);
+    }
     uint64_t pages = 0;
     result = arm_gaps(tracker, area, &pages);
     if (result == -ENOENT) {
@@ -415,7 +419,10 @@ static int protect_touched(SnapSync *tracker, SnapArea *area, uint64_t chunk, ui
     area->chunks[chunk].dirty |= mask;
     snap_unlock(&tracker->lock);
     *ret_pages += (uint64_t)__builtin_popcountll(mask);
-    int result = protect_pages(tracker, area, chunk, mask);
+    int result = snap_lazy_settle(tracker, area, chunk, mask);
+    if (result == 0) {
+        result = protect_pages(tracker, area, chunk, mask);
+    }
     return result < 0 ? result : snap_holes_record_pages(area, &tracker->reader, chunk, mask);
 }
 
@@ -429,6 +436,7 @@ static int renew_area(SnapSync *tracker, guint number, uint64_t *ret_pages) {
         snap_area_forget(area);
         snap_layout_remove(&tracker->layout, number);
         snap_layout_add(&tracker->layout, number, 0, area->region->host_address, area->region->length_bytes);
+        snap_lazy_note_locked(tracker, number, 0, area->region->length_bytes);
     }
     snap_unlock(&tracker->lock);
     if (!stale) {
@@ -452,7 +460,19 @@ static int renew_area(SnapSync *tracker, guint number, uint64_t *ret_pages) {
     return result == -ESRCH ? result : 0;
 }
 
+static gboolean touch_lazy(SnapSync *tracker, GError **error) {
+    int result = tracker->keep ? snap_lazy_touch(tracker) : 0;
+    if (result < 0) {
+        g_set_error(error, SNAP_ERROR, (gint)(result == -ESRCH ? SNAP_ERROR_GUEST_GONE : SNAP_ERROR_IO),
+                    "cannot look for memory that the guest has freed: %s", g_strerror(-result));
+    }
+    return result == 0;
+}
+
 static gboolean protect_again(SnapSync *tracker, uint64_t *ret_pages, GError **error) {
+    if (!touch_lazy(tracker, error)) {
+        return FALSE;
+    }
     g_autoptr(GArray) touched = take_touched(tracker);
     uint64_t pages = 0;
     for (guint i = 0; i < touched->len; i++) {
@@ -484,6 +504,12 @@ static gboolean protect_again(SnapSync *tracker, uint64_t *ret_pages, GError **e
 
 gboolean snap_sync_round(SnapSync *tracker, uint64_t *ret_pages, GError **error) {
     snap_sync_forget_dropped(tracker);
+    int result = tracker->keep ? snap_lazy_look_back(tracker) : 0;
+    if (result < 0) {
+        g_set_error(error, SNAP_ERROR, (gint)(result == -ESRCH ? SNAP_ERROR_GUEST_GONE : SNAP_ERROR_IO),
+                    "/proc/%d/smaps: %s", tracker->pid, g_strerror(-result));
+        return FALSE;
+    }
     return protect_again(tracker, ret_pages, error);
 }
 
@@ -527,7 +553,7 @@ static void turn_chunks(SnapArea *area) {
     for (guint r = 0; r < area->armed->len; r++) {
         SnapRun run = g_array_index(area->armed, SnapRun, r);
         for (uint64_t i = run.first; i < MIN(run.end, area->n_chunks); i++) {
-            area->chunks[i] = (SnapChunkState){.claimed = area->chunks[i].since};
+            area->chunks[i] = (SnapChunkState){.claimed = area->chunks[i].since, .lazy = area->chunks[i].lazy};
         }
     }
     area->logged = true;

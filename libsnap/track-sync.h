@@ -79,7 +79,7 @@ typedef struct {
     int room_fd; /* eventfd: there is a lack of room, or a failure; see snap_sync_lacks_room() */
     uint64_t page_bytes;
     SnapAtCap at_cap;
-    bool keep; /* the log: pages stay protected when they are captured. Job thread, outside SYNC */
+    bool keep; /* the log counts: pages stay protected when they are captured. Job thread, outside SYNC */
     SnapMemoryReader reader;
     GThread *thread;
 

@@ -43,7 +43,6 @@ json_object *qmp_query_qmp_schema(QapiCall *call, GError **error) {
 }
 
 json_object *qmp_quit(QapiCall *call, GError **error) {
-    (void)error;
     QapiHelper *helper = call->helper;
     g_mutex_lock(&helper->lock);
     const QapiListener *listener = helper->listener;
@@ -51,5 +50,8 @@ json_object *qmp_quit(QapiCall *call, GError **error) {
     g_mutex_unlock(&helper->lock);
     if (listener && listener->quit)
         listener->quit(opaque);
+    else if (listener)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
+                    "this VMM has not told its server how to do that");
     return NULL;
 }

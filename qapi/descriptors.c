@@ -65,6 +65,12 @@ void qapi_descriptors_arrived(QapiDescriptors *descriptors, int fd) {
     g_mutex_unlock(&descriptors->lock);
 }
 
+void qapi_descriptors_forget_arrived(QapiDescriptors *descriptors) {
+    g_mutex_lock(&descriptors->lock);
+    g_array_set_size(descriptors->arrived, 0);
+    g_mutex_unlock(&descriptors->lock);
+}
+
 static int next_arrived(QapiDescriptors *descriptors, GError **error) {
     int fd = -1;
     if (descriptors) {
@@ -106,7 +112,7 @@ json_object *qmp_getfd(QapiCall *call, GError **error) {
     return NULL;
 }
 
-int qapi_descriptors_take(QapiDescriptors *descriptors, const char *name, GError **error) {
+static int take(QapiDescriptors *descriptors, const char *name) {
     gpointer key = NULL, value = NULL;
     gboolean found = FALSE;
     if (descriptors) {
@@ -114,18 +120,25 @@ int qapi_descriptors_take(QapiDescriptors *descriptors, const char *name, GError
         found = g_hash_table_steal_extended(descriptors->named, name, &key, &value);
         g_mutex_unlock(&descriptors->lock);
     }
-    if (!found) {
-        fail_not_found(name, error);
-        return -1;
-    }
     g_free(key);
-    return GPOINTER_TO_INT(value);
+    return found ? GPOINTER_TO_INT(value) : -1;
+}
+
+/* QEMU has other words for who uses a descriptor than for who closes it. */
+int qapi_descriptors_take(QapiDescriptors *descriptors, const char *name, GError **error) {
+    int fd = take(descriptors, name);
+    if (fd < 0)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "File descriptor named '%s' has not been found", name);
+    return fd;
 }
 
 json_object *qmp_closefd(QapiCall *call, GError **error) {
-    int fd = qapi_descriptors_take(call->descriptors, qapi_string(call, "fdname"), error);
+    const char *name = qapi_string(call, "fdname");
+    int fd = take(call->descriptors, name);
     if (fd >= 0)
         close(fd);
+    else
+        fail_not_found(name, error);
     return NULL;
 }
 
@@ -147,6 +160,12 @@ GPtrArray *qapi_fdsets_new(void) {
     return g_ptr_array_new_with_free_func(fdset_free);
 }
 
+void qapi_fdsets_clear(QapiHelper *helper) {
+    g_mutex_lock(&helper->lock);
+    g_ptr_array_set_size(helper->fdsets, 0);
+    g_mutex_unlock(&helper->lock);
+}
+
 static Fdset *find_set_locked(QapiHelper *helper, int64_t id) {
     for (guint i = 0; i < helper->fdsets->len; i++) {
         Fdset *set = helper->fdsets->pdata[i];
@@ -156,12 +175,16 @@ static Fdset *find_set_locked(QapiHelper *helper, int64_t id) {
     return NULL;
 }
 
+/* The highest number first, as QEMU lists them. */
 static Fdset *add_set_locked(QapiHelper *helper, int64_t id) {
     Fdset *set = g_new0(Fdset, 1);
     set->id = id;
     set->members = g_array_new(FALSE, FALSE, sizeof(Member));
     g_array_set_clear_func(set->members, member_clear);
-    g_ptr_array_add(helper->fdsets, set);
+    guint at = 0;
+    while (at < helper->fdsets->len && ((const Fdset *)helper->fdsets->pdata[at])->id > id)
+        at++;
+    g_ptr_array_insert(helper->fdsets, (gint)at, set);
     return set;
 }
 
@@ -254,7 +277,7 @@ static int duplicate_locked(const Fdset *set) {
         if (flags >= 0 && (flags & O_ACCMODE) != O_RDONLY)
             return fcntl(fd, F_DUPFD_CLOEXEC, 0);
     }
-    errno = ENOENT;
+    errno = set ? EACCES : ENOENT;
     return -1;
 }
 
@@ -270,9 +293,13 @@ static int open_fdset(QapiHelper *helper, const char *number) {
     return fd;
 }
 
+/* FALSE with errno. */
 static gboolean can_be_made(const char *path) {
     g_autofree char *folder = g_path_get_dirname(path);
-    return access(folder, W_OK | X_OK) == 0;
+    if (!g_file_test(path, G_FILE_TEST_IS_DIR))
+        return access(folder, W_OK | X_OK) == 0;
+    errno = EISDIR;
+    return FALSE;
 }
 
 QapiOutput *qapi_open_file(QapiHelper *helper, const char *path, GError **error) {
@@ -281,12 +308,13 @@ QapiOutput *qapi_open_file(QapiHelper *helper, const char *path, GError **error)
         int fd = open_fdset(helper, path + strlen(prefix));
         if (fd >= 0)
             return qapi_output_new_fd(fd);
+    } else if (!path[0]) {
+        errno = ENOENT;
     } else {
         g_autofree char *absolute = qapi_path(helper, path);
         if (can_be_made(absolute))
             return qapi_output_open(absolute, error);
     }
-    g_set_error(error, SNAP_ERROR, snap_error_from_errno(errno), "Could not open '%s': %s", path,
-                g_strerror(errno));
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Could not open '%s': %s", path, g_strerror(errno));
     return NULL;
 }

@@ -2,7 +2,7 @@
  * Descriptors that clients pass along with commands (SCM_RIGHTS).
  *
  *     arrived, oldest first ── getfd ──> by name, of one client      ── used, closed ──
- *                           └─ add-fd ─> in a set, of all clients, for as long as it is not removed
+ *                           └─ add-fd ─> in a set, of all clients, until it is removed or the last client goes
  *
  * Thread: any; the lock of a client's own is in here, that of the sets is the helper's.
  */
@@ -19,6 +19,10 @@ void qapi_descriptors_free(QapiDescriptors *descriptors);
 /** qapi_descriptors_arrived: @fd (take) has come. A client that passes many and uses none loses the oldest. */
 void qapi_descriptors_arrived(QapiDescriptors *descriptors, int fd);
 
+/** qapi_descriptors_forget_arrived: those that no command has used were meant for none that is still to be done.
+ */
+void qapi_descriptors_forget_arrived(QapiDescriptors *descriptors);
+
 /**
  * qapi_descriptors_take: the descriptor that getfd has kept as @name, which is free again.
  * @descriptors: (nullable). Errors: FAILED, as QEMU says it. Return: (out) it; -1 on error.
@@ -27,6 +31,9 @@ int qapi_descriptors_take(QapiDescriptors *descriptors, const char *name, GError
 
 /** qapi_fdsets_new: an empty list of sets. Return: (out) g_ptr_array_unref(). */
 GPtrArray *qapi_fdsets_new(void);
+
+/** qapi_fdsets_clear: close all in all sets, as there is nobody left who could know of them. */
+void qapi_fdsets_clear(QapiHelper *helper);
 
 /**
  * qapi_open_file: a file that a client names, to be written: one that it has passed, where @path is

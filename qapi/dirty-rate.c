@@ -58,6 +58,7 @@ static json_object *run(QapiJob *job, void *opaque, GError **error) {
         g_usleep(LOOK_US);
     gboolean ok = snap_tracker_collect(measurement->tracker, count, &bytes, NULL, error);
     double seconds = (double)(g_get_monotonic_time() - start_us) / 1e6;
+    qapi_dirty_log_close(measurement->target, measurement->tracker); /* before anybody can want the next one */
 
     QapiHelper *helper = qapi_target_helper(measurement->target);
     DirtyRate *rate = qapi_target_parts(measurement->target)->dirty_rate;
@@ -65,7 +66,6 @@ static json_object *run(QapiJob *job, void *opaque, GError **error) {
     rate->status = 2;
     rate->mib_per_second = ok ? (int64_t)((double)bytes / seconds / (1 << 20)) : -1;
     g_mutex_unlock(&helper->lock);
-    qapi_dirty_log_close(measurement->target, measurement->tracker);
     qapi_target_unref(measurement->target);
     return ok ? json_object_new_object() : NULL;
 }
@@ -98,12 +98,13 @@ static const char *mode_of(const char *name) {
     return names[0];
 }
 
-/* FALSE when one runs. */
+/* That one runs is said before any complaint about arguments. */
 static gboolean begin(QapiCall *call, QapiTarget *target, GError **error) {
     DirtyRate *rate = qapi_target_parts(target)->dirty_rate;
     g_mutex_lock(&call->helper->lock);
     gboolean runs = rate->status == 1;
-    if (!runs)
+    gboolean ok = !runs && check(call, error);
+    if (ok)
         *rate = (DirtyRate){.status = 1,
                             .start_s = g_get_monotonic_time() / G_USEC_PER_SEC,
                             .seconds = qapi_int(call, "calc-time", 0),
@@ -113,7 +114,7 @@ static gboolean begin(QapiCall *call, QapiTarget *target, GError **error) {
     g_mutex_unlock(&call->helper->lock);
     if (runs)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "the dirty rate is already being measured.");
-    return !runs;
+    return ok;
 }
 
 static void give_up(QapiCall *call, QapiTarget *target) {
@@ -140,8 +141,6 @@ static gboolean start(QapiCall *call, QapiTarget *target, GError **error) {
 }
 
 json_object *qmp_calc_dirty_rate(QapiCall *call, GError **error) {
-    if (!check(call, error))
-        return NULL;
     g_autoptr(QapiTarget) target = qapi_call_target(call, error);
     if (target && begin(call, target, error) && !start(call, target, error))
         give_up(call, target);

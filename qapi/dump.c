@@ -68,7 +68,7 @@ static gboolean on_progress(uint64_t done_bytes, uint64_t total_bytes, void *opa
 }
 
 static gboolean write_core(DumpJob *task, GError **error) {
-    g_autoptr(QapiScratchImage) scratch = qapi_scratch_image_take(task->target, 0, task->job, error);
+    g_autoptr(QapiScratchImage) scratch = qapi_scratch_image_take(task->target, 0, on_progress, task, error);
     QapiOutput *output = task->output;
     return scratch && on_progress(0, scratch->length_bytes, task) &&
            process_export_core(scratch->image, output->path ? output->path : output->name, on_progress, task,
@@ -89,6 +89,7 @@ static void end(DumpJob *task, const GError *error) {
     qapi_json_add_string(data, "error", dump->error);
     qapi_json_add_string(data, "target", qapi_target_id(task->target));
     qapi_emit_locked(helper, "DUMP_COMPLETED", data);
+    qapi_job_release_locked(task->job); /* who reads the event may begin the next one at once */
     g_cond_broadcast(&dump->ended);
     g_mutex_unlock(&helper->lock);
 }
@@ -125,26 +126,35 @@ static QapiOutput *open_output(QapiCall *call, GError **error) {
     return NULL;
 }
 
+/* First what QEMU says too. */
 static gboolean check(QapiCall *call, GError **error) {
     const char *format = qapi_string(call, "format");
-    if (qapi_bool(call, "paging", FALSE))
+    gboolean elf = g_strcmp0(format, "elf") == 0 || !format;
+    gboolean begin = qapi_has(call, "begin"), length = qapi_has(call, "length");
+    if (!elf && (qapi_bool(call, "paging", FALSE) || begin || length))
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED,
+                    "kdump-compressed format doesn't support paging or filter");
+    else if (begin != length)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Parameter '%s' is missing", begin ? "length" : "begin");
+    else if (qapi_bool(call, "paging", FALSE))
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
                     "Parameter 'paging' expects false: guest page tables are not looked at");
-    else if (qapi_has(call, "begin") || qapi_has(call, "length"))
+    else if (begin)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
                     "Parameters 'begin' and 'length' are not supported here: a dump is whole");
-    else if (format && !g_str_equal(format, "elf"))
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED, "format %s is not supported here", format);
+    else if (!elf)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED, "%s is not available now", format);
     else
         return TRUE;
     return FALSE;
 }
 
-static gboolean set_active(QapiCall *call, QapiTarget *target, GError **error) {
+/* @begin: make it the one that runs. */
+static gboolean check_alone(QapiCall *call, QapiTarget *target, gboolean begin, GError **error) {
     Dump *dump = qapi_target_parts(target)->dump;
     g_mutex_lock(&call->helper->lock);
     gboolean runs = dump->status == DUMP_ACTIVE;
-    if (!runs) {
+    if (!runs && begin) {
         dump->status = DUMP_ACTIVE;
         dump->done_bytes = dump->total_bytes = 0;
         g_clear_pointer(&dump->error, g_free);
@@ -166,10 +176,11 @@ static void wait_for_end(QapiCall *call, QapiTarget *target, GError **error) {
 }
 
 json_object *qmp_dump_guest_memory(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = check(call, error) ? qapi_call_target(call, error) : NULL;
-    QapiOutput *output = target ? open_output(call, error) : NULL;
+    g_autoptr(QapiTarget) target = qapi_call_target(call, error);
+    gboolean ok = target && check_alone(call, target, FALSE, error) && check(call, error);
+    QapiOutput *output = ok ? open_output(call, error) : NULL;
     QapiJob *job = output ? qapi_job_new(call->helper, &kind, NULL, target, NULL, error) : NULL;
-    if (!job || !set_active(call, target, error)) {
+    if (!job || !check_alone(call, target, TRUE, error)) {
         if (job)
             qapi_job_drop(job);
         qapi_output_free(output);

@@ -23,7 +23,7 @@ static json_object *stop_or_cont(const QapiEmbedded *embedded, gboolean stop, Qa
     if (vm->is_running(embedded->opaque) != stop)
         return NULL;
     if (stop ? vm->stop(embedded->opaque, error) : vm->cont(embedded->opaque, error))
-        qapi_target_emit(target, stop ? "STOP" : "RESUME", NULL);
+        qapi_target_emit(target, stop ? "STOP" : "RESUME", NULL, 0);
     return NULL;
 }
 

@@ -9,7 +9,7 @@
 QapiHelper *qapi_helper_new(const char *snapshot_dir) {
     QapiHelper *helper = g_new0(QapiHelper, 1);
     helper->snapshot_dir = g_canonicalize_filename(snapshot_dir ? snapshot_dir : ".", NULL);
-    helper->own_paths = !snapshot_dir;
+    helper->alone = !snapshot_dir;
     helper->targets = g_ptr_array_new();
     helper->jobs = g_ptr_array_new();
     helper->fdsets = qapi_fdsets_new();
@@ -89,16 +89,15 @@ void qapi_helper_free(QapiHelper *helper) {
 }
 
 char *qapi_path(const QapiHelper *helper, const char *path) {
-    return helper->own_paths ? g_strdup(path) : g_canonicalize_filename(path, helper->snapshot_dir);
+    return helper->alone ? g_strdup(path) : g_canonicalize_filename(path, helper->snapshot_dir);
 }
 
 /* ---- events ---------------------------------------------------------------------------------------------- */
 
-static json_object *timestamp(void) {
-    gint64 now_us = g_get_real_time();
+static json_object *timestamp(int64_t time_us) {
     json_object *object = json_object_new_object();
-    qapi_json_add(object, "seconds", json_object_new_int64(now_us / G_USEC_PER_SEC));
-    qapi_json_add(object, "microseconds", json_object_new_int64(now_us % G_USEC_PER_SEC));
+    qapi_json_add(object, "seconds", json_object_new_int64(time_us / G_USEC_PER_SEC));
+    qapi_json_add(object, "microseconds", json_object_new_int64(time_us % G_USEC_PER_SEC));
     return object;
 }
 
@@ -113,10 +112,10 @@ static gboolean is_valid(const char *name, json_object *data) {
     return FALSE;
 }
 
-void qapi_emit_locked(QapiHelper *helper, const char *name, json_object *data) {
+static void emit_locked(QapiHelper *helper, const char *name, json_object *data, int64_t time_us) {
     g_autoptr(json_object) event = json_object_new_object();
     gboolean valid = is_valid(name, data);
-    qapi_json_add(event, "timestamp", timestamp());
+    qapi_json_add(event, "timestamp", timestamp(time_us));
     qapi_json_add_string(event, "event", name);
     if (data)
         qapi_json_add(event, "data", data);
@@ -124,8 +123,16 @@ void qapi_emit_locked(QapiHelper *helper, const char *name, json_object *data) {
         helper->listener->event(event, helper->listener_opaque);
 }
 
-void qapi_emit(QapiHelper *helper, const char *name, json_object *data) {
+void qapi_emit_locked(QapiHelper *helper, const char *name, json_object *data) {
+    emit_locked(helper, name, data, g_get_real_time());
+}
+
+void qapi_emit_at(QapiHelper *helper, const char *name, json_object *data, int64_t time_us) {
     g_mutex_lock(&helper->lock);
-    qapi_emit_locked(helper, name, data);
+    emit_locked(helper, name, data, time_us);
     g_mutex_unlock(&helper->lock);
+}
+
+void qapi_emit(QapiHelper *helper, const char *name, json_object *data) {
+    qapi_emit_at(helper, name, data, g_get_real_time());
 }

@@ -26,14 +26,14 @@ typedef struct QapiDescriptors QapiDescriptors;
 typedef struct {
     /* @event: (borrow) {timestamp, event, data?}, as it goes to clients. */
     void (*event)(json_object *event, void *opaque);
-    /* Somebody has given the command quit. Called without the lock. */
+    /* (nullable) Somebody has given the command quit, which is refused otherwise. Called without the lock. */
     void (*quit)(void *opaque);
 } QapiListener;
 
 struct QapiHelper {
     /* set before start */
     char *snapshot_dir; /* where relative paths are taken from; absolute */
-    gboolean own_paths; /* paths are this process's, and stay as they are */
+    gboolean alone;     /* a command line without a server */
     const QapiListener *listener;
     void *listener_opaque;
 
@@ -52,8 +52,9 @@ struct QapiHelper {
 
 /**
  * qapi_helper_new: a helper without targets.
- * @snapshot_dir: (borrow) (nullable) where relative paths are taken from. NULL: paths are this process's own, and
- * stay as they are, in what is returned too: for a command line without a server.
+ * @snapshot_dir: (borrow) (nullable) where relative paths are taken from. NULL: for a command line without a
+ * server, whose paths stay as they are, in what is returned too; and as it has one command at a time, which sees
+ * for itself when its guest ends, guests are not watched.
  * Return: (out) free with qapi_helper_free().
  */
 QapiHelper *qapi_helper_new(const char *snapshot_dir);
@@ -74,13 +75,15 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(QapiHelper, qapi_helper_free)
 /** qapi_helper_watch: let the thread "qapi-watch" serve @source (borrow), which has its callback already. */
 void qapi_helper_watch(QapiHelper *helper, GSource *source);
 
-/** qapi_path: a path of a command's arguments, made absolute unless paths are our own. Return: (out) g_free() it. */
+/** qapi_path: a path of a command's arguments; made absolute where there is a server. Return: (out). */
 char *qapi_path(const QapiHelper *helper, const char *path);
 
 /**
  * qapi_emit: tell the listener what has happened.
- * @event: its name in the schema. @data: (take) (nullable) valid by the schema; a bug otherwise.
+ * @event: its name in the schema. @data: (take) (nullable) what the schema does not allow is not sent.
  */
 void qapi_emit(QapiHelper *helper, const char *event, json_object *data);
 /** qapi_emit_locked: the same, by a caller that holds the lock. */
 void qapi_emit_locked(QapiHelper *helper, const char *event, json_object *data);
+/** qapi_emit_at: the same, of what happened at @time_us, in µs since the epoch. */
+void qapi_emit_at(QapiHelper *helper, const char *event, json_object *data, int64_t time_us);

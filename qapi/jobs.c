@@ -6,6 +6,8 @@
 #include "schema-handlers.h"
 #include "targets.h"
 
+#include <signal.h>
+
 typedef enum { VERB_CANCEL, VERB_PAUSE, VERB_RESUME, VERB_SET_SPEED, VERB_DISMISS, VERB_MAX } Verb;
 
 static const char *const verb_names[] = {
@@ -25,7 +27,7 @@ G_STATIC_ASSERT(G_N_ELEMENTS(status_names) == QAPI_JOB_MAX);
 static const gboolean accepts[VERB_MAX][QAPI_JOB_MAX] = {
     [VERB_CANCEL] = {[QAPI_JOB_RUNNING] = TRUE, [QAPI_JOB_PAUSED] = TRUE},
     [VERB_PAUSE] = {[QAPI_JOB_RUNNING] = TRUE, [QAPI_JOB_PAUSED] = TRUE},
-    [VERB_RESUME] = {[QAPI_JOB_RUNNING] = TRUE, [QAPI_JOB_PAUSED] = TRUE},
+    [VERB_RESUME] = {TRUE, TRUE, TRUE, TRUE, TRUE, TRUE, TRUE, TRUE},
     [VERB_SET_SPEED] = {[QAPI_JOB_RUNNING] = TRUE, [QAPI_JOB_PAUSED] = TRUE},
     [VERB_DISMISS] = {[QAPI_JOB_CONCLUDED] = TRUE},
 };
@@ -42,6 +44,7 @@ struct QapiJob {
 
     /* under helper->lock */
     QapiTarget *target; /* (nullable) until it has ended */
+    gboolean released;  /* does not need it any more */
     gboolean begun;
     QapiJobStatus status;
     GCond wake; /* resumed, or cancelled */
@@ -104,7 +107,7 @@ guint qapi_target_jobs_locked(QapiHelper *helper, const QapiTarget *target) {
     guint n = 0;
     for (guint i = 0; i < helper->jobs->len; i++) {
         const QapiJob *job = helper->jobs->pdata[i];
-        n += job->target == target;
+        n += job->target == target && !job->released;
     }
     return n;
 }
@@ -194,18 +197,39 @@ static void conclude_locked(QapiJob *job) {
     g_cond_broadcast(&job->helper->job_ended);
 }
 
+/*
+ * A reader that goes away and a file that may not grow are errors like others. A program that has this server in
+ * it need not ignore the signals; what is started here begins without any of them blocked.
+ */
+static void block_signals(void) {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGPIPE);
+    sigaddset(&signals, SIGXFSZ);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
+}
+
 static gpointer run(gpointer data) {
     QapiJob *job = data;
     GError *error = NULL;
+    block_signals();
     json_object *result = job->kind->run(job, job->opaque, &error);
     g_assert(!result == !!error);
     lock(job);
-    g_autoptr(QapiTarget) target = g_steal_pointer(&job->target);
+    QapiTarget *target = g_steal_pointer(&job->target);
     job->result = result;
     job->error = error;
     conclude_locked(job);
     unlock(job);
+    qapi_target_unref(target);
     return NULL;
+}
+
+static void cancel_locked(QapiJob *job) {
+    job->cancelled = TRUE;
+    g_cond_broadcast(&job->wake);
+    if (job->kind->cancel)
+        job->kind->cancel(job->opaque);
 }
 
 void qapi_job_begin(QapiJob *job, void *opaque) {
@@ -215,6 +239,8 @@ void qapi_job_begin(QapiJob *job, void *opaque) {
     set_status_locked(job, QAPI_JOB_CREATED);
     set_status_locked(job, QAPI_JOB_RUNNING);
     job->thread = g_thread_new("qapi-job", run, job);
+    if (job->helper->closing) /* whoever ends all jobs has been here already */
+        cancel_locked(job);
     unlock(job);
 }
 
@@ -233,6 +259,10 @@ gboolean qapi_job_go_on(QapiJob *job, uint64_t done_bytes, uint64_t total_bytes)
 
 gboolean qapi_job_progress(uint64_t done_bytes, uint64_t total_bytes, void *job) {
     return qapi_job_go_on(job, done_bytes, total_bytes);
+}
+
+void qapi_job_release_locked(QapiJob *job) {
+    job->released = TRUE;
 }
 
 gboolean qapi_job_commit(QapiJob *job, GError **error) {
@@ -262,16 +292,14 @@ static QapiJob *find_for_verb_locked(QapiHelper *helper, const char *id, Verb ve
     return job;
 }
 
-static void cancel_locked(QapiJob *job) {
-    job->cancelled = TRUE;
-    g_cond_broadcast(&job->wake);
-    if (job->kind->cancel)
-        job->kind->cancel(job->opaque);
-}
-
-void qapi_job_cancel_locked(QapiJob *job) {
-    if (accepts[VERB_CANCEL][job->status])
+gboolean qapi_job_cancel_locked(QapiJob *job) {
+    if (!job->begun)
+        job->cancelled = TRUE; /* which run() will see */
+    else if (accepts[VERB_CANCEL][job->status])
         cancel_locked(job);
+    else
+        return FALSE;
+    return TRUE;
 }
 
 static void pause_locked(QapiJob *job, gboolean pause) {
@@ -307,7 +335,7 @@ json_object *qmp_job_pause(QapiCall *call, GError **error) {
 json_object *qmp_job_resume(QapiCall *call, GError **error) {
     g_mutex_lock(&call->helper->lock);
     QapiJob *job = find_for_verb_locked(call->helper, qapi_string(call, "id"), VERB_RESUME, error);
-    if (job && job->status != QAPI_JOB_PAUSED)
+    if (job && job->status != QAPI_JOB_PAUSED) /* in whatever state it is */
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Can't resume a job that was not paused");
     else if (job)
         pause_locked(job, FALSE);

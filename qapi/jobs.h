@@ -83,8 +83,17 @@ gboolean qapi_job_commit(QapiJob *job, GError **error);
 /** qapi_jobs_end: cancel all and wait until they have ended. */
 void qapi_jobs_end(QapiHelper *helper);
 
-/** qapi_job_cancel: of one that is not listed, and has not ended. The caller holds the lock. */
-void qapi_job_cancel_locked(QapiJob *job);
+/**
+ * qapi_job_cancel_locked: of one that is not listed, and has not ended. The caller holds the lock.
+ * Return: FALSE, it is too late: it will succeed.
+ */
+gboolean qapi_job_cancel_locked(QapiJob *job);
+
+/**
+ * qapi_job_release_locked: what is left of the job is to say that it has ended; its target may have another one.
+ * In run(), by one that holds the lock.
+ */
+void qapi_job_release_locked(QapiJob *job);
 
 /** qapi_target_jobs_locked: how many jobs have @target. */
 guint qapi_target_jobs_locked(QapiHelper *helper, const QapiTarget *target);

@@ -7,10 +7,12 @@
  *
  *     poll snap_qmp_get_fd(qmp) for snap_qmp_get_events(qmp); when it is ready: snap_qmp_process(qmp);
  *
- * The guest is the target "embedded" of all commands; docs/qmp-reference.md has them.
+ * The guest is the target "embedded" of all commands; docs/qmp-reference.md has them, docs/embedding.md an
+ * example.
  *
  * Threads: commands that may take a while, and snapshots, have threads of their own, in which the functions of the
- * guest and of SnapQmpVm are called. The functions here are for one thread at a time.
+ * guest and of SnapQmpVm are called. The functions here are for one thread at a time, and not to be called from
+ * those.
  */
 #pragma once
 
@@ -20,7 +22,11 @@ G_BEGIN_DECLS
 
 typedef struct SnapQmp SnapQmp;
 
-/* What the commands stop, cont and query-status do. All may be called in any thread, one at a time. */
+/*
+ * What the commands stop, cont and query-status do. All may be called in any thread, one at a time, but also while
+ * a snapshot has the guest paused: it runs when neither a client nor a snapshot wants it to stand. stop() returns
+ * when it stands.
+ */
 typedef struct {
     gboolean (*stop)(void *opaque, GError **error);
     gboolean (*cont)(void *opaque, GError **error);
@@ -32,7 +38,7 @@ typedef struct {
     const char *snapshot_dir; /* (nullable) where relative paths of clients begin; NULL: the current directory */
     const SnapQmpVm *vm;      /* (nullable) without it stop, cont and query-status are refused */
     void *vm_opaque;
-    void (*on_quit)(void *opaque); /* (nullable) a client has given the command quit, in any thread */
+    void (*on_quit)(void *opaque); /* (nullable) a client says quit, in any thread; without it that is refused */
     void *quit_opaque;
 } SnapQmpOptions;
 
@@ -40,14 +46,15 @@ typedef struct {
  * snap_qmp_new: a server without sockets.
  * @guest: (take) this program's own guest; its memory is this process's.
  * @options: (borrow) (nullable); its vm and opaque pointers until snap_qmp_free().
- * Errors: IO, no descriptors are left.
+ * Errors: IO, no descriptors are left. The guest is freed then, too.
  * Return: (out) free with snap_qmp_free().
  */
 SnapQmp *snap_qmp_new(SnapGuest *guest, const SnapQmpOptions *options, GError **error);
 
 /**
- * snap_qmp_free: close everything, cancel what runs and wait for it, let go of the guest. NULL is allowed.
- *   Blocks for as long as the disk does.
+ * snap_qmp_free: close everything, cancel what runs and wait for it, let go of the guest and free it. NULL is
+ *   allowed. Blocks for as long as a disk does, and functions of the guest and of SnapQmpVm do: they must not wait
+ *   for the caller.
  */
 void snap_qmp_free(SnapQmp *qmp);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapQmp, snap_qmp_free)
@@ -58,8 +65,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapQmp, snap_qmp_free)
  */
 gboolean snap_qmp_listen(SnapQmp *qmp, const char *path, GError **error);
 
-/** snap_qmp_add_client: serve a client that has connected. @fd: (take) a socket. Before snap_qmp_start_thread().
- */
+/** snap_qmp_add_client: serve a client that is connected. @fd: (take) a socket. Before snap_qmp_start_thread(). */
 void snap_qmp_add_client(SnapQmp *qmp, int fd);
 
 /** snap_qmp_start_thread: serve in a thread "snap-qmp" until snap_qmp_free(). */
@@ -69,7 +75,7 @@ void snap_qmp_start_thread(SnapQmp *qmp);
 int snap_qmp_get_fd(const SnapQmp *qmp);
 /** snap_qmp_get_events: for what: POLLIN. */
 short snap_qmp_get_events(const SnapQmp *qmp);
-/** snap_qmp_process: do what there is to do. Never waits. The first call may be before any poll. */
+/** snap_qmp_process: do what there is to do, or a part of it. Never waits. */
 void snap_qmp_process(SnapQmp *qmp);
 
 G_END_DECLS

@@ -5,14 +5,18 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 extern char **environ;
+
+enum { LOOK_MS = 100 }; /* whether to wait for a command any longer */
 
 struct QapiStreamOutput {
     QapiOutput *file; /* file: */
@@ -54,12 +58,24 @@ static gboolean spawn(QapiStreamOutput *output, const char *command, GError **er
     return errnum == 0;
 }
 
-static gboolean wait_for_child(QapiStreamOutput *output, GError **error) {
-    int status = 0;
-    pid_t child = output->child;
-    output->child = 0;
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR)
-        continue;
+/* Return: FALSE when it still runs, and @progress does not want to wait any longer. */
+static gboolean wait_for_child(QapiStreamOutput *output, uint64_t total_bytes, SnapProgressFunc progress,
+                               void *opaque, int *ret_status) {
+    int pidfd = (int)syscall(SYS_pidfd_open, output->child, 0);
+    struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+    pid_t pid = 0;
+    while ((pid = waitpid(output->child, ret_status, WNOHANG)) == 0 || (pid < 0 && errno == EINTR)) {
+        if (progress && !progress(total_bytes, total_bytes, opaque))
+            break;
+        poll(&ended, 1, LOOK_MS);
+    }
+    close(pidfd);
+    if (pid > 0)
+        output->child = 0;
+    return pid > 0;
+}
+
+static gboolean check_status(int status, GError **error) {
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return TRUE;
     if (WIFEXITED(status))
@@ -114,16 +130,24 @@ uint64_t *qapi_stream_output_sent_bytes(QapiStreamOutput *output) {
     return &output->sent_bytes;
 }
 
-gboolean qapi_stream_output_finish(QapiStreamOutput *output, GError **error) {
-    if (output->file)
-        return qapi_output_commit(output->file, error);
-    int fd = output->fd;
+gboolean qapi_stream_output_end(QapiStreamOutput *output, uint64_t total_bytes, SnapProgressFunc progress,
+                                void *opaque, GError **error) {
+    int status = 0, fd = output->fd;
     output->fd = -1;
-    if (close(fd) < 0) {
+    if (fd >= 0 && close(fd) < 0) {
         snap_set_errno(error, errno, "close");
         return FALSE;
     }
-    return output->child == 0 || wait_for_child(output, error);
+    if (output->child == 0)
+        return TRUE;
+    if (wait_for_child(output, total_bytes, progress, opaque, &status))
+        return check_status(status, error);
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_CANCELLED, "cancelled");
+    return FALSE;
+}
+
+gboolean qapi_stream_output_keep(QapiStreamOutput *output, GError **error) {
+    return !output->file || qapi_output_commit(output->file, error);
 }
 
 void qapi_stream_output_free(QapiStreamOutput *output) {
@@ -133,8 +157,9 @@ void qapi_stream_output_free(QapiStreamOutput *output) {
     if (output->fd >= 0)
         close(output->fd);
     if (output->child > 0) {
+        int status = 0;
         kill(-output->child, SIGKILL);
-        wait_for_child(output, NULL);
+        wait_for_child(output, 0, NULL, NULL, &status);
     }
     g_free(output);
 }

@@ -19,10 +19,16 @@ int qapi_stream_output_fd(const QapiStreamOutput *output);
 uint64_t *qapi_stream_output_sent_bytes(QapiStreamOutput *output);
 
 /**
- * qapi_stream_output_finish: all is written.
- * Errors: IO, the disk; FAILED, the command ended otherwise than by 0.
+ * qapi_stream_output_end: all is written; wait until the command has ended too.
+ * @progress: called meanwhile with @total_bytes twice.
+ * Errors: IO, the disk; FAILED, the command ended otherwise than by 0; CANCELLED.
  */
-gboolean qapi_stream_output_finish(QapiStreamOutput *output, GError **error);
+gboolean qapi_stream_output_end(QapiStreamOutput *output, uint64_t total_bytes, SnapProgressFunc progress,
+                                void *opaque, GError **error);
 
-/** qapi_stream_output_free: without finish before, a file is removed and a command killed. NULL is allowed. */
+/** qapi_stream_output_keep: after end, let a file have its name. Errors: IO. */
+gboolean qapi_stream_output_keep(QapiStreamOutput *output, GError **error);
+
+/** qapi_stream_output_free: a file that was not kept is removed, a command that runs is killed. NULL is allowed.
+ */
 void qapi_stream_output_free(QapiStreamOutput *output);

@@ -114,7 +114,7 @@ static gboolean send_snapshot(MigrationJob *task, GError **error) {
     Migration *migration = qapi_target_parts(task->target)->migration;
     begin_active(task);
     g_autoptr(QapiScratchImage) scratch =
-        qapi_scratch_image_take(task->target, migration->max_bandwidth, task->job, error);
+        qapi_scratch_image_take(task->target, migration->max_bandwidth, on_progress, task, error);
     if (!scratch)
         return FALSE;
     g_mutex_lock(&helper->lock);
@@ -123,16 +123,19 @@ static gboolean send_snapshot(MigrationJob *task, GError **error) {
     g_mutex_unlock(&helper->lock);
     return qemu_export_stream(scratch->image, qapi_stream_output_fd(task->output),
                               qapi_stream_output_sent_bytes(task->output), on_progress, task, error) &&
-           qapi_stream_output_finish(task->output, error);
+           qapi_stream_output_end(task->output, scratch->length_bytes, on_progress, task, error) &&
+           qapi_job_commit(task->job, error) && qapi_stream_output_keep(task->output, error);
 }
 
-static void end(MigrationJob *task, const GError *failure) {
+/* Who reads the event may begin the next one at once. */
+static void end(MigrationJob *task, uint64_t sent_bytes, const GError *failure) {
     QapiHelper *helper = qapi_target_helper(task->target);
     Migration *migration = qapi_target_parts(task->target)->migration;
     g_mutex_lock(&helper->lock);
     migration->job = NULL;
     migration->end_us = g_get_monotonic_time();
-    migration->sent_bytes = *qapi_stream_output_sent_bytes(task->output);
+    migration->sent_bytes = sent_bytes;
+    qapi_job_release_locked(task->job);
     if (!failure)
         migration->done_bytes = migration->total_bytes;
     else if (migration->status != MIGRATION_CANCELLING)
@@ -148,10 +151,10 @@ static json_object *run(QapiJob *job, void *opaque, GError **error) {
     MigrationJob *task = opaque;
     GError *failure = NULL;
     task->job = job;
-    if (send_snapshot(task, &failure))
-        qapi_job_commit(job, &failure);
-    end(task, failure);
+    send_snapshot(task, &failure);
+    uint64_t sent_bytes = *qapi_stream_output_sent_bytes(task->output);
     qapi_stream_output_free(task->output);
+    end(task, sent_bytes, failure);
     qapi_target_unref(task->target);
     if (!failure)
         return json_object_new_object();
@@ -163,9 +166,20 @@ static const QapiJobKind kind = {.run = run, .free = g_free};
 
 /* ---- migrate --------------------------------------------------------------------------------------------- */
 
-static gboolean check_locked(const Migration *migration, const QapiTarget *target, GError **error) {
+static gboolean is_uri(const char *uri) {
+    static const char *const known[] = {"exec:", "fd:", "file:", "tcp:", "unix:", "vsock:", "rdma:"};
+    gboolean ok = FALSE;
+    for (guint i = 0; i < G_N_ELEMENTS(known); i++)
+        ok = ok || g_str_has_prefix(uri, known[i]);
+    return ok;
+}
+
+static gboolean check_locked(const Migration *migration, const QapiTarget *target, const char *uri,
+                             GError **error) {
     if (runs(migration))
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "There's a migration process in progress");
+    else if (!is_uri(uri))
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Parameter 'uri' expects a valid migration protocol");
     else if (!migration->background_snapshot)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED,
                     "set the capability background-snapshot first: other migration is not supported here");
@@ -179,7 +193,11 @@ static gboolean check_locked(const Migration *migration, const QapiTarget *targe
 }
 
 static gboolean check(QapiCall *call, QapiTarget *target, GError **error) {
-    static const char *const refused[] = {"blk", "inc", "resume"};
+    static const char *const refused[] = {"blk", "inc"};
+    if (qapi_bool(call, "resume", FALSE)) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Cannot resume if there is no paused migration");
+        return FALSE;
+    }
     for (guint i = 0; i < G_N_ELEMENTS(refused); i++) {
         if (qapi_bool(call, refused[i], FALSE)) {
             g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_SUPPORTED, "'%s' is not supported here", refused[i]);
@@ -187,17 +205,17 @@ static gboolean check(QapiCall *call, QapiTarget *target, GError **error) {
         }
     }
     g_mutex_lock(&call->helper->lock);
-    gboolean ok = check_locked(qapi_target_parts(target)->migration, target, error);
+    gboolean ok = check_locked(qapi_target_parts(target)->migration, target, qapi_string(call, "uri"), error);
     g_mutex_unlock(&call->helper->lock);
     return ok;
 }
 
 /* Another client may have been quicker. */
-static gboolean begin_setup(QapiTarget *target, QapiJob *job, GError **error) {
+static gboolean begin_setup(QapiTarget *target, QapiJob *job, const char *uri, GError **error) {
     QapiHelper *helper = qapi_target_helper(target);
     Migration *migration = qapi_target_parts(target)->migration;
     g_mutex_lock(&helper->lock);
-    gboolean ok = check_locked(migration, target, error);
+    gboolean ok = check_locked(migration, target, uri, error);
     if (ok) {
         migration->job = job;
         migration->start_us = g_get_monotonic_time();
@@ -216,7 +234,7 @@ json_object *qmp_migrate(QapiCall *call, GError **error) {
         return NULL;
     QapiStreamOutput *output = qapi_stream_output_open(call, qapi_string(call, "uri"), error);
     QapiJob *job = output ? qapi_job_new(call->helper, &kind, NULL, target, NULL, error) : NULL;
-    if (!job || !begin_setup(target, job, error)) {
+    if (!job || !begin_setup(target, job, qapi_string(call, "uri"), error)) {
         if (job)
             qapi_job_drop(job);
         qapi_stream_output_free(output);
@@ -234,10 +252,8 @@ json_object *qmp_migrate_cancel(QapiCall *call, GError **error) {
         return NULL;
     Migration *migration = qapi_target_parts(target)->migration;
     g_mutex_lock(&call->helper->lock);
-    if (runs(migration) && migration->status != MIGRATION_CANCELLING) {
+    if (runs(migration) && migration->status != MIGRATION_CANCELLING && qapi_job_cancel_locked(migration->job))
         set_status_locked(target, migration, MIGRATION_CANCELLING);
-        qapi_job_cancel_locked(migration->job);
-    }
     g_mutex_unlock(&call->helper->lock);
     return NULL;
 }

@@ -95,12 +95,6 @@ json_object *qapi_save_guest(SnapGuest *guest, const SnapSaveOptions *options, Q
     return qapi_saved_to_json(options, &stats);
 }
 
-json_object *qapi_save(const QapiSaveOptions *options, QapiSaveProgressFunc progress, void *opaque,
-                       GError **error) {
-    g_autoptr(SnapGuest) guest = qapi_open_guest(&options->target, error);
-    return guest ? qapi_save_guest(guest, &options->save, progress, opaque, error) : NULL;
-}
-
 /* ---- while it runs --------------------------------------------------------------------------------------- */
 
 static const char *const phases[] = {

@@ -35,21 +35,17 @@ SnapGuest *qapi_open_guest(const QapiGuestOptions *target, GError **error);
 typedef gboolean (*QapiSaveProgressFunc)(const SnapSaveStats *stats, void *opaque);
 
 /**
- * qapi_save: snapshot a guest; returns when the image is on disk, or is removed again.
- * @progress: (nullable) called in this thread.
- * Errors: GUEST_GONE, no such process or QMP socket; those of snap_save_start() and snap_save_wait().
+ * qapi_save_guest: snapshot a guest; returns when the image is on disk, or is removed again.
+ * @options: (borrow). @progress: (nullable) called in this thread.
+ * Errors: those of snap_save_start() and snap_save_wait().
  * Return: (out) {image, parent (with one only), attempts, pause-us, prepare-ms, total-ms, pages: {total, zero,
  * unchanged, by-sweep, by-fault}, bytes-written, faults, fault-latency-us: {p50, p99, p999, max},
  * peak-buffer-bytes}
  */
-json_object *qapi_save(const QapiSaveOptions *options, QapiSaveProgressFunc progress, void *opaque,
-                       GError **error);
-
-/** qapi_save_guest: the same, of a guest that is attached to already. @options: (borrow). */
 json_object *qapi_save_guest(SnapGuest *guest, const SnapSaveOptions *options, QapiSaveProgressFunc progress,
                              void *opaque, GError **error);
 
-/** qapi_saved_to_json: what qapi_save() returns. */
+/** qapi_saved_to_json: what qapi_save_guest() returns. */
 json_object *qapi_saved_to_json(const SnapSaveOptions *options, const SnapSaveStats *stats);
 
 /** qapi_save_statistics: a SaveStatistics of the schema. Thread: any, while @save is there. */

@@ -12,8 +12,14 @@
 
 #define PREFIX ".vmsnap-"
 
-static gboolean go_on(const SnapSaveStats *stats, void *job) {
-    return qapi_job_go_on(job, 0, stats->pages_total);
+typedef struct {
+    SnapProgressFunc func;
+    void *opaque;
+} Progress;
+
+static gboolean go_on(const SnapSaveStats *stats, void *opaque) {
+    const Progress *progress = opaque;
+    return progress->func(0, stats->pages_total * (uint64_t)sysconf(_SC_PAGESIZE), progress->opaque);
 }
 
 static gboolean open_image(QapiScratchImage *scratch, GError **error) {
@@ -25,8 +31,9 @@ static gboolean open_image(QapiScratchImage *scratch, GError **error) {
     return TRUE;
 }
 
-QapiScratchImage *qapi_scratch_image_take(QapiTarget *target, uint64_t max_bandwidth_bytes, QapiJob *job,
-                                          GError **error) {
+QapiScratchImage *qapi_scratch_image_take(QapiTarget *target, uint64_t max_bandwidth_bytes,
+                                          SnapProgressFunc progress, void *opaque, GError **error) {
+    Progress go_on_with = {progress, opaque};
     g_autoptr(QapiScratchImage) scratch = g_new0(QapiScratchImage, 1);
     g_autofree char *name = g_strdup_printf(PREFIX "%d-XXXXXX", getpid());
     scratch->dir = g_build_filename(qapi_target_helper(target)->snapshot_dir, name, NULL);
@@ -37,7 +44,7 @@ QapiScratchImage *qapi_scratch_image_take(QapiTarget *target, uint64_t max_bandw
     }
     SnapSaveOptions options = {.dir = scratch->dir, .max_bandwidth_bytes = max_bandwidth_bytes};
     g_autoptr(SnapSave) save = snap_save_start(qapi_target_guest(target), &options, error);
-    if (!save || !qapi_save_wait(save, go_on, job, error))
+    if (!save || !qapi_save_wait(save, go_on, &go_on_with, error))
         return NULL;
     SnapSaveStats stats;
     snap_save_get_stats(save, &stats);

@@ -18,12 +18,13 @@ typedef struct {
 
 /**
  * qapi_scratch_image_take: a snapshot of a guest, now.
- * @max_bandwidth_bytes: a second; 0: no limit. @job: (borrow) whose cancel ends it.
+ * @max_bandwidth_bytes: a second; 0: no limit.
+ * @progress: called now and then, with 0 bytes of those that memory has, as far as that is known; FALSE ends it.
  * Errors: those of a save; CANCELLED.
  * Return: (out) free with qapi_scratch_image_free().
  */
-QapiScratchImage *qapi_scratch_image_take(QapiTarget *target, uint64_t max_bandwidth_bytes, QapiJob *job,
-                                          GError **error);
+QapiScratchImage *qapi_scratch_image_take(QapiTarget *target, uint64_t max_bandwidth_bytes,
+                                          SnapProgressFunc progress, void *opaque, GError **error);
 void qapi_scratch_image_free(QapiScratchImage *scratch);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(QapiScratchImage, qapi_scratch_image_free)
 

@@ -9,7 +9,7 @@ typedef struct {
     guint count;       /* end after so many. 0: go on */
 } QapiSeriesOptions;
 
-/* Called after each snapshot with the object that qapi_save() would return. */
+/* Called after each snapshot with the object that qapi_save_guest() would return. */
 typedef void (*QapiSeriesFunc)(json_object *saved, void *opaque);
 
 /**
@@ -18,8 +18,8 @@ typedef void (*QapiSeriesFunc)(json_object *saved, void *opaque);
  *   folder that holds a chain is gone on with; what an interrupted run left incomplete is removed first.
  * @progress: (nullable) called in this thread, also between snapshots; FALSE ends the series, and takes away an
  *   image that is not complete.
- * Errors: as of qapi_save(); REFUSED, the folder holds something else; those of snap_image_open(), it holds an
- *   image that is damaged, or has lost a parent. Complete images stay.
+ * Errors: as of qapi_open_guest() and qapi_save_guest(); REFUSED, the folder holds something else; those of
+ *   snap_image_open(), it holds an image that is damaged, or has lost a parent. Complete images stay.
  * Return: TRUE when it ended by @progress or by count.
  */
 gboolean qapi_save_series(const QapiSaveOptions *options, const QapiSeriesOptions *series, QapiSeriesFunc saved,

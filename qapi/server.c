@@ -1,6 +1,7 @@
 /* The QMP server: see server.h. */
 #include "server.h"
 
+#include "descriptors.h"
 #include "event-rate.h"
 #include "session.h"
 #include "stream.h"
@@ -15,6 +16,15 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+enum { AGAIN_MS = 100 }; /* when no descriptor was left for a client */
+
+/* Where clients come from. In the context's thread only. */
+typedef struct {
+    QapiServer *server;
+    GSocket *socket;
+    GSource *source; /* what is waited for: a client, or the time to look again */
+} Listener;
+
 struct QapiServer {
     /* set before start */
     QapiHelper *helper;
@@ -24,7 +34,7 @@ struct QapiServer {
     GThreadPool *pool;
 
     /* the context's thread only */
-    GPtrArray *listeners; /* of GSource */
+    GPtrArray *listeners; /* of Listener */
     GPtrArray *paths;     /* of char *: sockets to be removed */
     QapiEventRate *rate;  /* under the helper's lock */
 
@@ -63,8 +73,7 @@ static void on_event(json_object *event, void *opaque) {
 
 static void on_quit(void *opaque) {
     QapiServer *server = opaque;
-    if (server->on_quit)
-        server->on_quit(server->quit_opaque);
+    server->on_quit(server->quit_opaque);
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------ */
@@ -79,32 +88,33 @@ void qapi_server_run(QapiServer *server, QapiSession *session) {
     g_thread_pool_push(server->pool, qapi_session_ref(session), NULL);
 }
 
-static void source_free(gpointer source) {
-    g_source_destroy(source);
-    g_source_unref(source);
-}
+static void listener_free(gpointer listener);
 
 QapiServer *qapi_server_new(QapiHelper *helper, GMainContext *context, void (*quit)(void *opaque), void *opaque) {
     static const QapiListener listener = {.event = on_event, .quit = on_quit};
+    static const QapiListener without_quit = {.event = on_event};
     QapiServer *server = g_new0(QapiServer, 1);
     server->helper = helper;
     server->context = context;
     server->on_quit = quit;
     server->quit_opaque = opaque;
     server->pool = g_thread_pool_new(work, server, -1, FALSE, NULL);
-    server->listeners = g_ptr_array_new_with_free_func(source_free);
+    server->listeners = g_ptr_array_new_with_free_func(listener_free);
     server->paths = g_ptr_array_new_with_free_func(g_free);
     server->sessions = g_ptr_array_new();
     server->rate = qapi_event_rate_new(context, &helper->lock, send_event, server);
     g_mutex_init(&server->lock);
-    qapi_helper_listen(helper, &listener, server);
+    qapi_helper_listen(helper, quit ? &listener : &without_quit, server);
     return server;
 }
 
 void qapi_server_remove(QapiServer *server, QapiSession *session) {
     g_mutex_lock(&server->lock);
     gboolean ours = g_ptr_array_remove(server->sessions, session);
+    gboolean last = server->sessions->len == 0;
     g_mutex_unlock(&server->lock);
+    if (last)
+        qapi_fdsets_clear(server->helper);
     if (ours)
         qapi_session_unref(session);
 }
@@ -139,15 +149,39 @@ void qapi_server_add_client(QapiServer *server, int in_fd, int out_fd, void (*on
 
 /* ---- listening ------------------------------------------------------------------------------------------- */
 
-static gboolean on_client(GSocket *listener, GIOCondition condition, gpointer opaque) {
+static gboolean on_client(GSocket *socket, GIOCondition condition, gpointer opaque);
+
+static void wait_for(Listener *listener, GSource *source, GSourceFunc func) {
+    if (listener->source)
+        g_source_destroy(listener->source);
+    g_clear_pointer(&listener->source, g_source_unref);
+    listener->source = source;
+    g_source_set_callback(source, func, listener, NULL);
+    g_source_attach(source, listener->server->context);
+}
+
+static gboolean wait_for_client(gpointer opaque) {
+    Listener *listener = opaque;
+    wait_for(listener, g_socket_create_source(listener->socket, G_IO_IN, NULL), G_SOURCE_FUNC(on_client));
+    return G_SOURCE_REMOVE;
+}
+
+static gboolean on_client(GSocket *socket, GIOCondition condition, gpointer opaque) {
     (void)condition;
-    QapiServer *server = opaque;
-    int fd = accept4(g_socket_get_fd(listener), NULL, NULL, SOCK_CLOEXEC);
-    if (fd < 0) {
-        if (errno == EMFILE || errno == ENFILE) /* it stays in the queue, and would be reported again at once */
-            g_usleep(10000);
-        return G_SOURCE_CONTINUE;
+    Listener *listener = opaque;
+    QapiServer *server = listener->server;
+    int fd = accept4(g_socket_get_fd(socket), NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0 && errno == EINVAL) {
+        g_warning("a listening socket was shut down: nobody comes from there any more");
+        return G_SOURCE_REMOVE;
     }
+    if (fd < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+        /* The client stays in the queue, and would be reported again at once. */
+        wait_for(listener, g_timeout_source_new(AGAIN_MS), wait_for_client);
+        return G_SOURCE_REMOVE;
+    }
+    if (fd < 0)
+        return G_SOURCE_CONTINUE;
     if (server->sessions->len >= QAPI_CLIENTS_MAX)
         close(fd);
     else
@@ -156,16 +190,27 @@ static gboolean on_client(GSocket *listener, GIOCondition condition, gpointer op
 }
 
 static void listen_on(QapiServer *server, GSocket *socket) {
-    GSource *source = g_socket_create_source(socket, G_IO_IN, NULL);
-    g_source_set_callback(source, G_SOURCE_FUNC(on_client), server, NULL);
-    g_source_attach(source, server->context);
-    g_ptr_array_add(server->listeners, source);
+    Listener *listener = g_new0(Listener, 1);
+    listener->server = server;
+    listener->socket = g_object_ref(socket);
+    g_ptr_array_add(server->listeners, listener);
+    wait_for_client(listener);
+}
+
+static void listener_free(gpointer opaque) {
+    Listener *listener = opaque;
+    g_source_destroy(listener->source);
+    g_source_unref(listener->source);
+    g_object_unref(listener->socket);
+    g_free(listener);
 }
 
 gboolean qapi_server_listen_fd(QapiServer *server, int fd, GError **error) {
     g_autoptr(GError) failure = NULL;
     g_autoptr(GSocket) socket = g_socket_new_from_fd(fd, &failure);
-    if (!socket || g_socket_get_socket_type(socket) != G_SOCKET_TYPE_STREAM) {
+    int listens = 0;
+    if (!socket || g_socket_get_socket_type(socket) != G_SOCKET_TYPE_STREAM ||
+        !g_socket_get_option(socket, SOL_SOCKET, SO_ACCEPTCONN, &listens, NULL) || !listens) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_USAGE, "descriptor %d is no listening stream socket%s%s", fd,
                     failure ? ": " : "", failure ? failure->message : "");
         if (!socket)
@@ -206,9 +251,14 @@ static GSocket *bind_unix(const char *path, GError **error) {
     if (!socket)
         return NULL;
     g_socket_set_blocking(socket, FALSE);
-    mode_t before = umask(0177);
+    /* A bound socket gets the mode it has here, less the umask, which is the whole process's and not to be
+     * changed. */
+    if (fchmod(g_socket_get_fd(socket), 0600) < 0) {
+        snap_set_errno(error, errno, "fchmod");
+        return NULL;
+    }
+    g_socket_set_listen_backlog(socket, QAPI_CLIENTS_MAX);
     gboolean ok = g_socket_bind(socket, address, TRUE, error) && g_socket_listen(socket, error);
-    umask(before);
     return ok ? g_steal_pointer(&socket) : NULL;
 }
 

@@ -24,7 +24,7 @@ enum {
 /**
  * qapi_server_new: a server without sockets; it becomes the helper's listener.
  * @helper: (borrow) until qapi_server_free(). @context: (borrow) whose thread serves.
- * @on_quit: (nullable) a client has given the command quit, in any thread.
+ * @on_quit: (nullable) a client has given the command quit, in any thread; without it that is refused.
  * Return: (out) free with qapi_server_free(), in the context's thread.
  */
 QapiServer *qapi_server_new(QapiHelper *helper, GMainContext *context, void (*on_quit)(void *opaque),

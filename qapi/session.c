@@ -33,7 +33,8 @@ struct QapiSession {
     gatomicrefcount refs;
     QapiServer *server;
     QapiDescriptors *descriptors;
-    gboolean is_socket;
+    gboolean in_is_socket;
+    gboolean out_is_socket;
     void (*on_end)(void *opaque);
     void *end_opaque;
 
@@ -83,7 +84,7 @@ static void poke(QapiSession *session) {
 
 /* As much as goes without waiting; a pipe that is ready takes PIPE_BUF bytes. */
 static ssize_t write_some(const QapiSession *session, const char *data, gsize length) {
-    if (session->is_socket)
+    if (session->out_is_socket)
         return send(session->out_fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
     struct pollfd ready = {.fd = session->out_fd, .events = POLLOUT};
     if (poll(&ready, 1, 0) == 1)
@@ -256,7 +257,9 @@ static gboolean on_message(json_object *value, GError *error, void *opaque) {
 static Request *next_request(QapiSession *session, gboolean *ret_resume) {
     g_mutex_lock(&session->lock);
     Request *request = NULL;
-    if (out_bytes_locked(session) > OUT_FULL && !session->broken)
+    if (session->broken) /* nobody is there any more who wants it done */
+        g_queue_clear_full(&session->requests, request_free);
+    else if (out_bytes_locked(session) > OUT_FULL)
         session->stalled = TRUE;
     else
         request = g_queue_pop_head(&session->requests);
@@ -295,20 +298,36 @@ void qapi_session_work(QapiSession *session) {
 
 /* ---- in -------------------------------------------------------------------------------------------------- */
 
+/* As QEMU: of a message the first, which takes the place of one that came before and was not used. */
+static void take_descriptor(QapiSession *session, int fd, gboolean is_first) {
+    g_mutex_lock(&session->lock);
+    gboolean idle = !session->oob || (!session->working && g_queue_is_empty(&session->requests));
+    g_mutex_unlock(&session->lock);
+    if (!is_first) {
+        close(fd);
+        return;
+    }
+    if (idle)
+        qapi_descriptors_forget_arrived(session->descriptors);
+    qapi_descriptors_arrived(session->descriptors, fd);
+}
+
 static void take_descriptors(QapiSession *session, struct msghdr *message) {
+    gboolean is_first = TRUE;
     for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head; head = CMSG_NXTHDR(message, head)) {
         if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
             continue;
         for (gsize at = 0; at + sizeof(int) <= head->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
             int fd;
             memcpy(&fd, CMSG_DATA(head) + at, sizeof(fd));
-            qapi_descriptors_arrived(session->descriptors, fd);
+            take_descriptor(session, fd, is_first);
+            is_first = FALSE;
         }
     }
 }
 
 static ssize_t read_some(QapiSession *session, char *data, gsize length) {
-    if (!session->is_socket)
+    if (!session->in_is_socket)
         return read(session->in_fd, data, length);
     union {
         struct cmsghdr head; /* for its alignment */
@@ -414,7 +433,8 @@ QapiSession *qapi_session_new(QapiServer *server, int in_fd, int out_fd, void (*
     g_atomic_ref_count_init(&session->refs);
     session->server = server;
     session->descriptors = qapi_descriptors_new();
-    session->is_socket = fstat(in_fd, &about) == 0 && S_ISSOCK(about.st_mode) && in_fd == out_fd;
+    session->in_is_socket = fstat(in_fd, &about) == 0 && S_ISSOCK(about.st_mode);
+    session->out_is_socket = fstat(out_fd, &about) == 0 && S_ISSOCK(about.st_mode);
     session->on_end = on_end;
     session->end_opaque = opaque;
     session->in_fd = in_fd;

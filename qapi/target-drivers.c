@@ -56,7 +56,7 @@ static void process_stop(SnapGuest *guest, gboolean stop, QapiTarget *target, GE
     if (!process_guest_is_stopped(guest, &stopped, error) || stopped == stop)
         return;
     if (stop ? process_guest_stop(guest, error) : process_guest_cont(guest, error))
-        qapi_target_emit(target, stop ? "STOP" : "RESUME", NULL);
+        qapi_target_emit(target, stop ? "STOP" : "RESUME", NULL, 0);
 }
 
 static json_object *run_process(SnapGuest *guest, QapiVerb verb, QapiTarget *target, void *own, GError **error) {
@@ -89,10 +89,9 @@ static json_object *run_qemu(SnapGuest *guest, QapiVerb verb, QapiTarget *target
 /* Those of QEMU's events that are ours too. */
 static void relay(const char *event, json_object *data, int64_t time_us, void *opaque) {
     static const char *const relayed[] = {"STOP", "RESUME", "SHUTDOWN", NULL};
-    (void)time_us;
     if (!g_strv_contains(relayed, event))
         return;
-    qapi_target_emit(opaque, event, data ? qapi_json_copy(data) : NULL);
+    qapi_target_emit(opaque, event, data ? qapi_json_copy(data) : NULL, time_us);
 }
 
 static void on_qemu_events(SnapGuest *guest, QapiTarget *target) {

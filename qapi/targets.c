@@ -22,7 +22,7 @@ struct QapiTarget {
     char *where; /* (nullable) the socket it was found at */
     void *own;   /* (nullable) the driver's */
     SnapGuest *guest;
-    int pidfd;          /* -1: it is this process */
+    int pidfd;          /* -1: it is this process, or nobody waits for its end */
     GPtrArray *watches; /* of GSource, each with a reference of its own */
 
     QapiTargetParts parts;
@@ -233,7 +233,7 @@ gboolean qapi_target_add(QapiHelper *helper, const char *id, const char *driver_
                                       .dump = qapi_dump_new()};
     target->watches = g_ptr_array_new_with_free_func((GDestroyNotify)g_source_unref);
     int pid = snap_guest_pid(guest);
-    target->pidfd = pid == getpid() ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
+    target->pidfd = pid == getpid() || helper->alone ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
     if (driver->on_events)
         driver->on_events(guest, target);
     g_mutex_lock(&helper->lock);
@@ -247,7 +247,7 @@ gboolean qapi_target_add(QapiHelper *helper, const char *id, const char *driver_
     }
     if (target->pidfd >= 0)
         watch(target, target->pidfd, on_end);
-    if (driver->event_fd && driver->event_fd(guest) >= 0)
+    if (!helper->alone && driver->event_fd && driver->event_fd(guest) >= 0)
         watch(target, driver->event_fd(guest), on_event);
     return TRUE;
 }
@@ -276,6 +276,10 @@ json_object *qmp_target_del(QapiCall *call, GError **error) {
     g_autoptr(QapiTarget) target = qapi_target_find(call->helper, id, error);
     if (!target)
         return NULL;
+    if (!target->driver->open) { /* nobody could add it again */
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "target %s is this program itself, and stays", id);
+        return NULL;
+    }
     g_mutex_lock(&call->helper->lock);
     gboolean busy = qapi_target_jobs_locked(call->helper, target) > 0;
     gboolean ours = !busy && g_ptr_array_remove(call->helper->targets, target);
@@ -350,9 +354,9 @@ json_object *qmp_cont(QapiCall *call, GError **error) {
     return run(call, QAPI_VERB_CONT, error);
 }
 
-void qapi_target_emit(QapiTarget *target, const char *event, json_object *data) {
+void qapi_target_emit(QapiTarget *target, const char *event, json_object *data, int64_t time_us) {
     if (!data)
         data = json_object_new_object();
     qapi_json_add_string(data, "target", target->id);
-    qapi_emit(target->helper, event, data);
+    qapi_emit_at(target->helper, event, data, time_us ? time_us : g_get_real_time());
 }

@@ -37,8 +37,11 @@ gboolean qapi_target_add(QapiHelper *helper, const char *id, const char *driver,
 /** qapi_targets_end: let go of all. */
 void qapi_targets_end(QapiHelper *helper);
 
-/** qapi_target_emit: as qapi_emit(), with the target's id as member "target". @data: (take) (nullable). */
-void qapi_target_emit(QapiTarget *target, const char *event, json_object *data);
+/**
+ * qapi_target_emit: as qapi_emit_at(), with the target's id as member "target". @data: (take) (nullable).
+ * @time_us: 0: now.
+ */
+void qapi_target_emit(QapiTarget *target, const char *event, json_object *data, int64_t time_us);
 
 /* What other families keep with a target; freed with it. */
 typedef struct DirtyLog DirtyLog;

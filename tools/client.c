@@ -66,26 +66,28 @@ static void on_own_event(json_object *event, void *client) {
 }
 
 /* A socket that was closed is readable at once, and the next command finds out. */
-static void wait_for_socket(Client *client, int timeout_ms) {
+static gboolean wait_for_socket(Client *client, int timeout_ms) {
     struct pollfd ready = {.fd = qmp_fd(client->qmp), .events = POLLIN};
     gint64 end_us = g_get_monotonic_time() + (gint64)timeout_ms * 1000, left_us;
     while (!client->news && (left_us = end_us - g_get_monotonic_time()) > 0)
         if (poll(&ready, 1, (int)((left_us + 999) / 1000)) <= 0 || !qmp_read_events(client->qmp, NULL))
             break;
+    gboolean news = client->news;
     client->news = FALSE;
+    return news;
 }
 
-void client_wait(Client *client, int timeout_ms) {
-    if (client->qmp) {
-        wait_for_socket(client, timeout_ms);
-        return;
-    }
+gboolean client_wait(Client *client, int timeout_ms) {
+    if (client->qmp)
+        return wait_for_socket(client, timeout_ms);
     gint64 end_us = g_get_monotonic_time() + (gint64)timeout_ms * 1000;
     g_mutex_lock(&client->lock);
     while (!client->news && g_cond_wait_until(&client->changed, &client->lock, end_us))
         ;
+    gboolean news = client->news;
     client->news = FALSE;
     g_mutex_unlock(&client->lock);
+    return news;
 }
 
 /* ---- commands over the socket ---------------------------------------------------------------------------- */
@@ -269,6 +271,8 @@ Client *client_open(const char *socket, GError **error) {
     g_cond_init(&client->changed);
     if (socket) {
         client->socket = g_strdup(socket);
+        /* What was sent as 8033.338 is printed so, and not with all the digits of a double. */
+        json_c_set_serialization_double_format("%.15g", JSON_C_OPTION_GLOBAL);
         return connect_to(client, error) ? g_steal_pointer(&client) : NULL;
     }
     client->helper = qapi_helper_new(NULL);

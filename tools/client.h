@@ -53,8 +53,8 @@ typedef void (*ClientProgressFunc)(json_object *statistics, void *opaque);
 json_object *client_run_job(Client *client, const char *command, json_object *arguments,
                             ClientProgressFunc progress, void *opaque, GError **error);
 
-/** client_wait: until a job or a guest may have ended, for @timeout_ms at most. */
-void client_wait(Client *client, int timeout_ms);
+/** client_wait: for @timeout_ms at most. Return: TRUE, and at once, when a job or a guest may have ended. */
+gboolean client_wait(Client *client, int timeout_ms);
 
 /** client_name: a name for what this command makes, a job or a target. Return: (out) CLIENT_NAME_PREFIX…. */
 char *client_name(void);

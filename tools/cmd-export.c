@@ -106,24 +106,47 @@ static void print_exported(json_object *result) {
     printf("%s: written\n", result_string(result, "file"));
 }
 
+/* Standard output is the export then, and nothing else: no job of a helper has it. */
+static int export_to_stdout(const Invocation *invocation, const QapiExportOptions *export) {
+    if (invocation->connect)
+        return invocation_usage(invocation,
+                                "-o -: a helper cannot write to it; name a file, or leave --connect out");
+    interrupt_catch();
+    Progress progress;
+    progress_init(&progress, "exporting");
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = qapi_export(export, progress_of_bytes, &progress, &error);
+    progress_clear(&progress);
+    return result ? STATUS_DONE : invocation_fail(invocation, error);
+}
+
+static json_object *job_arguments(const Client *client, const Options *options, const QapiExportOptions *export) {
+    json_object *arguments = json_object_new_object();
+    client_add_path(client, arguments, "path", export->dir);
+    client_add_path(client, arguments, "out", export->out);
+    qapi_json_add_string(arguments, "format", options->format);
+    if (export->range.kind == QAPI_RANGE_REGION)
+        qapi_json_add_string(arguments, "region", export->range.region);
+    if (export->range.kind == QAPI_RANGE_ADDRESS) {
+        qapi_json_add_uint(arguments, "address", export->range.address);
+        qapi_json_add_uint(arguments, "length", export->range.length_bytes);
+    }
+    return arguments;
+}
+
 static int run(Invocation *invocation) {
     int status = STATUS_DONE;
     g_auto(Options) options = {0};
     QapiExportOptions export;
     if (!parse(invocation, &options, &export, &status))
         return status;
-    interrupt_catch();
-    Progress progress;
-    progress_init(&progress, "exporting");
-    g_autoptr(GError) error = NULL;
-    g_autoptr(json_object) result = qapi_export(&export, progress_bytes, &progress, &error);
-    progress_clear(&progress);
-    if (!result)
-        return invocation_fail(invocation, error);
-    /* Standard output is the export then, and nothing else. */
     if (g_str_equal(export.out, "-"))
-        return STATUS_DONE;
-    return invocation_finish(invocation, result, print_exported);
+        return export_to_stdout(invocation, &export);
+    g_autoptr(Client) client = invocation_connect(invocation, &status);
+    if (!client)
+        return status;
+    return invocation_run_job(invocation, client, "exporting", "snapshot-export",
+                              job_arguments(client, &options, &export), print_exported);
 }
 
 const Command command_export = {

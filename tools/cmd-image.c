@@ -1,8 +1,5 @@
 /* vmsnap info, verify, list, merge, delete: what one does with an image directory. */
 #include "command.h"
-#include "interrupt.h"
-#include "progress.h"
-#include "qapi/image.h"
 #include "units.h"
 
 #include <inttypes.h>
@@ -12,32 +9,20 @@
 
 typedef void (*Print)(json_object *result);
 
-/* A command of one operand that takes no time. */
-static int run_short(Invocation *invocation, json_object *(*handler)(const char *dir, GError **error),
-                     Print print) {
-    int status = STATUS_DONE;
-    if (!invocation_parse(invocation, NULL, 1, 1, &status))
-        return status;
-    g_autoptr(GError) error = NULL;
-    g_autoptr(json_object) result = handler(invocation->argv[0], &error);
-    return result ? invocation_finish(invocation, result, print) : invocation_fail(invocation, error);
-}
-
-typedef json_object *(*LongHandler)(char *const *operands, SnapProgressFunc progress, void *opaque,
-                                    GError **error);
-
-/* One that shows how far it is, and can be interrupted. @doing: what the progress bar calls it. */
-static int run_long(Invocation *invocation, int n_operands, const char *doing, LongHandler handler, Print print) {
-    int status = STATUS_DONE;
+/* A job on the image that the first operand names. @second: (nullable) the argument that the second one is. */
+static int run_job(Invocation *invocation, const char *second, const char *doing, const char *command,
+                   Print print) {
+    int status = STATUS_DONE, n_operands = second ? 2 : 1;
     if (!invocation_parse(invocation, NULL, n_operands, n_operands, &status))
         return status;
-    interrupt_catch();
-    Progress progress;
-    progress_init(&progress, doing);
-    g_autoptr(GError) error = NULL;
-    g_autoptr(json_object) result = handler(invocation->argv, progress_bytes, &progress, &error);
-    progress_clear(&progress);
-    return result ? invocation_finish(invocation, result, print) : invocation_fail(invocation, error);
+    g_autoptr(Client) client = invocation_connect(invocation, &status);
+    if (!client)
+        return status;
+    json_object *arguments = json_object_new_object();
+    client_add_path(client, arguments, "path", invocation->argv[0]);
+    if (second)
+        client_add_path(client, arguments, second, invocation->argv[1]);
+    return invocation_run_job(invocation, client, doing, command, arguments, print);
 }
 
 /* ---- info ------------------------------------------------------------------------------------------------ */
@@ -85,7 +70,15 @@ static void print_info(json_object *result) {
 }
 
 static int run_info(Invocation *invocation) {
-    return run_short(invocation, qapi_image_info, print_info);
+    int status = STATUS_DONE;
+    if (!invocation_parse(invocation, NULL, 1, 1, &status))
+        return status;
+    g_autoptr(Client) client = invocation_connect(invocation, &status);
+    if (!client)
+        return status;
+    json_object *arguments = json_object_new_object();
+    client_add_path(client, arguments, "path", invocation->argv[0]);
+    return invocation_run(invocation, client, "query-snapshot", arguments, print_info);
 }
 
 const Command command_info = {
@@ -119,13 +112,31 @@ static void print_list(json_object *result) {
         print_listed(json_object_array_get_idx(images, i));
 }
 
+static json_object *paths_of(const Client *client, char *const *operands) {
+    json_object *paths = json_object_new_array();
+    for (; *operands; operands++) {
+        g_autofree char *path = client_path(client, *operands);
+        json_object_array_add(paths, json_object_new_string(path));
+    }
+    return paths;
+}
+
 static int run_list(Invocation *invocation) {
     int status = STATUS_DONE;
     if (!invocation_parse(invocation, NULL, 1, -1, &status))
         return status;
+    g_autoptr(Client) client = invocation_connect(invocation, &status);
+    if (!client)
+        return status;
+    json_object *arguments = json_object_new_object();
+    qapi_json_add(arguments, "paths", paths_of(client, invocation->argv));
     g_autoptr(GError) error = NULL;
-    g_autoptr(json_object) result = qapi_image_list((const char *const *)invocation->argv, &error);
-    return result ? invocation_finish(invocation, result, print_list) : invocation_fail(invocation, error);
+    json_object *images = client_command(client, "query-snapshots", arguments, &error);
+    if (!images)
+        return invocation_fail(invocation, error);
+    g_autoptr(json_object) result = json_object_new_object();
+    qapi_json_add(result, "images", images);
+    return invocation_finish(invocation, result, print_list);
 }
 
 const Command command_list = {
@@ -147,12 +158,8 @@ static void print_verified(json_object *result) {
            length);
 }
 
-static json_object *verify(char *const *operands, SnapProgressFunc progress, void *opaque, GError **error) {
-    return qapi_image_verify(operands[0], progress, opaque, error);
-}
-
 static int run_verify(Invocation *invocation) {
-    return run_long(invocation, 1, "verifying", verify, print_verified);
+    return run_job(invocation, NULL, "verifying", "snapshot-verify", print_verified);
 }
 
 const Command command_verify = {
@@ -171,12 +178,8 @@ static void print_merged(json_object *result) {
            result_uint(result, "merged"), result_uint(result, "regions"), length);
 }
 
-static json_object *merge(char *const *operands, SnapProgressFunc progress, void *opaque, GError **error) {
-    return qapi_image_merge(operands[0], operands[1], progress, opaque, error);
-}
-
 static int run_merge(Invocation *invocation) {
-    return run_long(invocation, 2, "merging", merge, print_merged);
+    return run_job(invocation, "out", "merging", "snapshot-merge", print_merged);
 }
 
 const Command command_merge = {
@@ -197,7 +200,7 @@ static void print_deleted(json_object *result) {
 }
 
 static int run_delete(Invocation *invocation) {
-    return run_short(invocation, qapi_image_delete, print_deleted);
+    return run_job(invocation, NULL, "deleting", "snapshot-delete", print_deleted);
 }
 
 const Command command_delete = {

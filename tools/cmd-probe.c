@@ -1,6 +1,5 @@
 /* vmsnap probe: what this machine can do, and what is missing for the rest. */
 #include "command.h"
-#include "qapi/probe.h"
 
 #include <stdio.h>
 
@@ -42,7 +41,13 @@ static int run(Invocation *invocation) {
     int status = STATUS_DONE;
     if (!invocation_parse(invocation, NULL, 0, 0, &status))
         return status;
-    g_autoptr(json_object) result = qapi_probe();
+    g_autoptr(Client) client = invocation_connect(invocation, &status);
+    if (!client)
+        return status;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(json_object) result = client_command(client, "query-probe", NULL, &error);
+    if (!result)
+        return invocation_fail(invocation, error);
     status = invocation_finish(invocation, result, print_result);
     return status == STATUS_DONE && !result_bool(result, "ready") ? STATUS_FAILED : status;
 }

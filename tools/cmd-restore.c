@@ -18,6 +18,20 @@ static void print_restored(json_object *result) {
             result_uint(result, "pid"), stream, mapped);
 }
 
+/* The QEMU is the helper's child: it stays when this command ends. */
+static int restore_remotely(Invocation *invocation, char **program) {
+    int status = STATUS_DONE;
+    g_autoptr(Client) client = invocation_connect(invocation, &status);
+    if (!client)
+        return status;
+    json_object *command = json_object_new_array(), *arguments = json_object_new_object();
+    for (; *program; program++)
+        json_object_array_add(command, json_object_new_string(*program));
+    client_add_path(client, arguments, "path", invocation->argv[0]);
+    qapi_json_add(arguments, "command", command);
+    return invocation_run_job(invocation, client, "restoring", "snapshot-load", arguments, print_restored);
+}
+
 /* qemu_process_wait() passes on what is blocked; Ctrl-C goes to QEMU, which ends by itself then. */
 static void leave_signals_to_qemu(void) {
     sigset_t signals;
@@ -73,6 +87,10 @@ static int run(Invocation *invocation) {
     QapiRestoreOptions options = {.dir = invocation->argv[0], .argv = invocation->program};
     if (!parse_map(map, &options.qemu.map))
         return invocation_usage(invocation, "--map=%s: it is auto, always or never", map);
+    if (invocation->connect && map)
+        return invocation_usage(invocation, "--map: not over --connect, where it is auto");
+    if (invocation->connect)
+        return restore_remotely(invocation, invocation->program);
     leave_signals_to_qemu();
     g_autoptr(QemuProcess) process = NULL;
     g_autoptr(GError) error = NULL;

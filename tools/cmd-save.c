@@ -211,7 +211,7 @@ static void add_advice(GError *error) {
 /* ---- a chain --------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    Progress progress; /* first: a Series * is what progress_save() takes */
+    Progress progress; /* first: a SeriesView * is what progress_of_save() takes */
     const Invocation *invocation;
     guint n_saved;
 } SeriesView;
@@ -234,7 +234,7 @@ static void print_image(json_object *saved, void *opaque) {
 
 /* Between two snapshots there is nothing to draw. */
 static gboolean series_progress(const SnapSaveStats *stats, void *opaque) {
-    return stats->phase == SNAP_SAVE_DONE ? !interrupt_seen() : progress_save(stats, opaque);
+    return stats->phase == SNAP_SAVE_DONE ? !interrupt_seen() : progress_of_save(stats, opaque);
 }
 
 static int run_series(Invocation *invocation, const QapiSaveOptions *save, const QapiSeriesOptions *series) {
@@ -252,6 +252,37 @@ static int run_series(Invocation *invocation, const QapiSaveOptions *save, const
     return fflush(stdout) == 0 ? STATUS_DONE : STATUS_FAILED;
 }
 
+/* ---- one snapshot ---------------------------------------------------------------------------------------- */
+
+/* What is not given is left out: 0 and NULL mean the default. */
+static json_object *save_arguments(const Client *client, const char *target, const SnapSaveOptions *save) {
+    json_object *arguments = json_object_new_object();
+    qapi_json_add_string(arguments, "target", target);
+    client_add_path(client, arguments, "path", save->dir);
+    if (save->parent_dir)
+        client_add_path(client, arguments, "parent", save->parent_dir);
+    qapi_json_add_string(arguments, "region", save->region_glob);
+    if (save->buffer_bytes)
+        qapi_json_add_uint(arguments, "buffer", save->buffer_bytes);
+    if (save->max_bandwidth_bytes)
+        qapi_json_add_uint(arguments, "max-bandwidth", save->max_bandwidth_bytes);
+    qapi_json_add_string(arguments, "at-cap", save->at_cap == SNAP_AT_CAP_ABORT ? "abort" : "block");
+    return arguments;
+}
+
+static json_object *save_once(Client *client, const QapiSaveOptions *save, GError **error) {
+    g_autofree char *target = target_acquire(client, &save->target, error);
+    if (!target)
+        return NULL;
+    Progress progress;
+    progress_init(&progress, "saving");
+    json_object *result = client_run_job(client, "snapshot-save", save_arguments(client, target, &save->save),
+                                         progress_of_save_job, &progress, error);
+    progress_clear(&progress);
+    target_release(client, target);
+    return result;
+}
+
 static int run(Invocation *invocation) {
     int status = STATUS_DONE;
     g_auto(Options) options = {0};
@@ -259,14 +290,17 @@ static int run(Invocation *invocation) {
     QapiSeriesOptions series = {0};
     if (!parse(invocation, &options, &save, &series, &status))
         return status;
+    if (series.every_us && invocation->connect)
+        return invocation_usage(invocation,
+                                "--every: not over --connect; leave that out, and run it where the guest is");
     interrupt_catch();
     if (series.every_us)
         return run_series(invocation, &save, &series);
-    Progress progress;
-    progress_init(&progress, "saving");
+    g_autoptr(Client) client = invocation_connect(invocation, &status);
+    if (!client)
+        return status;
     g_autoptr(GError) error = NULL;
-    g_autoptr(json_object) result = qapi_save(&save, progress_save, &progress, &error);
-    progress_clear(&progress);
+    g_autoptr(json_object) result = save_once(client, &save, &error);
     if (result)
         return invocation_finish(invocation, result, print_saved);
     add_advice(error);

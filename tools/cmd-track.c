@@ -4,6 +4,7 @@
 #include "libsnap.h"
 #include "qapi/track.h"
 #include "target.h"
+#include "track-remote.h"
 #include "units.h"
 
 #include <inttypes.h>
@@ -143,7 +144,12 @@ static int run(Invocation *invocation) {
     interrupt_catch();
     View view = {.invocation = invocation, .ranges = options.ranges, .status = STATUS_DONE};
     g_autoptr(GError) error = NULL;
-    return qapi_track(&track, &funcs, &view, &error) ? view.status : invocation_fail(invocation, error);
+    g_autoptr(Client) client = invocation->connect ? invocation_connect(invocation, &status) : NULL;
+    if (invocation->connect && !client)
+        return status;
+    gboolean ok =
+        client ? track_remote(client, &track, &funcs, &view, &error) : qapi_track(&track, &funcs, &view, &error);
+    return ok ? view.status : invocation_fail(invocation, error);
 }
 
 const Command command_track = {

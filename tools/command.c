@@ -12,8 +12,8 @@
 GOptionGroup *invocation_global_options(Invocation *invocation) {
     const GOptionEntry entries[] = {
         {"json", 0, 0, G_OPTION_ARG_NONE, &invocation->json, "Print the result as one JSON object", NULL},
-        {"connect", 0, 0, G_OPTION_ARG_FILENAME, &invocation->connect,
-         "Have the helper (vmsnapd) at SOCKET do it", "SOCKET"},
+        {"connect", 0, 0, G_OPTION_ARG_FILENAME, &invocation->connect, "Have the helper (vmsnapd) at SOCKET do it",
+         "SOCKET"},
         {"help", 'h', 0, G_OPTION_ARG_NONE, &invocation->help, "Show this help", NULL},
         G_OPTION_ENTRY_NULL,
     };
@@ -142,21 +142,28 @@ int invocation_finish(const Invocation *invocation, json_object *result, void (*
 
 /* ---- what most of them do -------------------------------------------------------------------------------- */
 
-int invocation_run(Invocation *invocation, Client *client, const char *command, json_object *arguments,
+Client *invocation_connect(const Invocation *invocation, int *ret_status) {
+    g_autoptr(GError) error = NULL;
+    Client *client = client_open(invocation->connect, &error);
+    if (!client)
+        *ret_status = invocation_fail(invocation, error);
+    return client;
+}
+
+int invocation_run(const Invocation *invocation, Client *client, const char *command, json_object *arguments,
                    void (*print)(json_object *result)) {
     g_autoptr(GError) error = NULL;
     g_autoptr(json_object) result = client_command(client, command, arguments, &error);
     return result ? invocation_finish(invocation, result, print) : invocation_fail(invocation, error);
 }
 
-int invocation_run_job(Invocation *invocation, Client *client, const char *doing, const char *command,
+int invocation_run_job(const Invocation *invocation, Client *client, const char *doing, const char *command,
                        json_object *arguments, void (*print)(json_object *result)) {
     Progress progress;
     g_autoptr(GError) error = NULL;
     interrupt_catch();
     progress_init(&progress, doing);
-    g_autoptr(json_object) result =
-        client_run_job(client, command, arguments, progress_of_job, &progress, &error);
+    g_autoptr(json_object) result = client_run_job(client, command, arguments, progress_of_job, &progress, &error);
     progress_clear(&progress);
     return result ? invocation_finish(invocation, result, print) : invocation_fail(invocation, error);
 }

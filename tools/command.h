@@ -39,7 +39,7 @@ struct Command {
 };
 
 extern const Command command_probe, command_save, command_info, command_verify, command_list, command_merge,
-    command_delete, command_export, command_restore, command_track;
+    command_delete, command_export, command_restore, command_track, command_top;
 
 /* The options that stand before COMMAND as well as after it: --json, --connect, --help. */
 GOptionGroup *invocation_global_options(Invocation *invocation);
@@ -75,17 +75,23 @@ int invocation_fail(const Invocation *invocation, const GError *error);
 int invocation_finish(const Invocation *invocation, json_object *result, void (*print)(json_object *result));
 
 /**
+ * invocation_connect: to the helper of --connect, or to the handlers of this process.
+ * Return: (out); NULL after a line on stderr, with the exit status in @ret_status.
+ */
+Client *invocation_connect(const Invocation *invocation, int *ret_status);
+
+/**
  * invocation_run: one command, and print what it returns.
  * @client: (borrow). @arguments: (take) (nullable). @print: as above. Return: the exit status.
  */
-int invocation_run(Invocation *invocation, Client *client, const char *command, json_object *arguments,
+int invocation_run(const Invocation *invocation, Client *client, const char *command, json_object *arguments,
                    void (*print)(json_object *result));
 
 /**
  * invocation_run_job: the same with a job; shows how far it is, and can be interrupted.
  * @doing: what the progress bar calls it. @arguments: (take).
  */
-int invocation_run_job(Invocation *invocation, Client *client, const char *doing, const char *command,
+int invocation_run_job(const Invocation *invocation, Client *client, const char *doing, const char *command,
                        json_object *arguments, void (*print)(json_object *result));
 
 /* Members of a result, for printing; NULL or 0 where they are not there. */

@@ -13,8 +13,8 @@
 #include <sys/resource.h>
 
 static const Command *const commands[] = {
-    &command_probe, &command_save,  &command_track,  &command_info,   &command_verify,
-    &command_list,  &command_merge, &command_export, &command_delete, &command_restore,
+    &command_probe, &command_save,   &command_track,  &command_info,    &command_verify, &command_list,
+    &command_merge, &command_export, &command_delete, &command_restore, &command_top,
 };
 
 static const Command *find_command(const char *name) {

@@ -160,8 +160,8 @@ static gboolean parse(int argc, char **argv, Options *options, int *ret_status) 
     g_option_context_set_summary(context, "The helper of vmsnap: snapshots of running guests, by QMP.");
     g_option_context_set_description(
         context, "It speaks as QEMU does; docs/qmp-reference.md has all commands. A first walk:\n"
-                 "  vmsnapd --qmp unix:/run/vmsnap.sock --snapshot-dir /var/tmp &\n"
-                 "  vmsnap --connect /run/vmsnap.sock save --pid PID snap\n"
+                 "  vmsnapd --qmp unix:/run/vmsnap.sock &\n"
+                 "  vmsnap --connect /run/vmsnap.sock save --pid PID /var/tmp/snap\n"
                  "  vmsnap --connect /run/vmsnap.sock top\n\n"
                  "Sockets of systemd (LISTEN_FDS) are served as well. Exit status: 0 ended as asked, 1 failed,\n"
                  "2 wrong usage.");

@@ -99,7 +99,6 @@ def wrong_usage_exits_2_with_one_line(_folder):
         (["track", "--pid", "x"], "--pid"),
         (["track", "--libvirt", "guest"], "--libvirt"),
         (["track", "--pid", "1", "what"], "what"),
-        (["track", "--pid", "1", "--connect", "x"], "--connect"),
         (["track", "--pid", "1", "--interval", "0"], "--interval"),
         (["track", "--pid", "1", "--interval", "1.5"], "--interval"),
         (["track", "--pid", "1", "--interval", "100ms"], "--interval"),
@@ -107,8 +106,14 @@ def wrong_usage_exits_2_with_one_line(_folder):
         (["track", "--pid", "1", "--rounds", "-1"], "--rounds"),
         (["track", "--pid", "1", "--log", "off"], "off"),
         (["track", "--pid", "1", "--disks", "ignore"], "--disks"),
-        (["probe", "--connect", "x"], "--connect"),
-        (["--connect", "x", "probe"], "--connect"),
+        (["probe", "--connect"], "--connect"),
+        (["save", "--pid", "1", "--every", "5s", "--connect", "x", "d"], "--every"),
+        (["export", "d", "--format", "raw", "-o", "-", "--connect", "x"], "-o -"),
+        (["restore", "d", "--qemu", "--map", "never", "--connect", "x", "--", "qemu"], "--map"),
+        (["top"], "--connect"),
+        (["top", "--connect", "x", "what"], "what"),
+        (["top", "--connect", "x", "--interval", "0"], "--interval"),
+        (["top", "--connect", "x", "--rounds", "x"], "--rounds"),
         (["save", "d"], "--pid"),
         (["save", "--pid", "1"], "DIR"),
         (["save", "--pid", "1", "--qemu", "s", "d"], "one target"),
@@ -153,7 +158,7 @@ def help_teaches_and_exits_0(_folder):
     assert "Commands:" in text and "Exit status" in text
     commands = re.findall(r"^  (\w+)  +[A-Z]", text.split("Commands:")[1], re.MULTILINE)
     assert commands == ["probe", "save", "track", "info", "verify", "list", "merge", "export", "delete",
-                        "restore"], commands
+                        "restore", "top"], commands
     for command in commands:
         for args in ([command, "--help"], ["--help", command], [command, "-h"]):
             result = run(*args)

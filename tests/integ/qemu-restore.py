@@ -10,7 +10,6 @@ Exit status 0, 1, or 77 when something is missing here, which is named.
 """
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,14 +17,13 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import cases  # noqa: E402
 import children  # noqa: E402
 import huge  # noqa: E402
 import qemu  # noqa: E402
 import vmsnap  # noqa: E402
+from linux_guest import SEVEN, Failed, Linux, check_counts_on  # noqa: E402
 
-SKIP = 77
-LIB = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib")
-SEVEN = "qemu-system-x86_64"
 
 # What differs from a default `qemu-system-x86_64`: "args" for all, "to" the program it is restored in, "from" the one it
 # ran in, "mapped" when its RAM is to come back by mapping.
@@ -47,71 +45,11 @@ CASES = {
     "10-q35-memfd": {"from": "10", "to": "10", "backend": "memory-backend-memfd,share=on", "machine": "q35",
                      "mapped": True},
 }
-SIZE = "256M"
-
-
-class Failed(Exception):
-    pass
 
 
 def skip(why):
     print(f"skip: {why}")
-    sys.exit(SKIP)
-
-
-def fetch(script, folder):
-    """Run a get-*.sh of tests/lib. Return: what it prints."""
-    result = subprocess.run([f"{LIB}/{script}", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if result.returncode == SKIP:
-        skip(result.stderr.strip())
-    if result.returncode != 0:
-        raise Failed(f"{script}: {result.stderr.strip()}")
-    return result.stdout.strip()
-
-
-class Linux:
-    """The command line of the guest, and what it says on its serial line."""
-
-    def __init__(self, case, cache, work):
-        self.work = work
-        self.programs = {"7": SEVEN}
-        fetch("get-kernel.sh", f"{cache}/kernel")
-        if "10" in (case.get("from"), case.get("to")):
-            self.programs["10"] = fetch("get-qemu10.sh", f"{cache}/qemu10")
-        self.arguments = ["-accel", "tcg", "-m", SIZE, "-display", "none", "-kernel", f"{cache}/kernel/vmlinuz",
-                          "-initrd", f"{cache}/kernel/initrd.gz", "-append", "console=ttyS0 quiet",
-                          *case.get("args", []), *self._memory(case)]
-
-    def _memory(self, case):
-        if "backend" not in case:
-            return ["-M", case["machine"]] if "machine" in case else []
-        kind, _, rest = case["backend"].replace("FILE", f"/dev/shm/{os.path.basename(self.work)}").partition(",")
-        backend = f"{kind},id=ram,size={SIZE}" + (f",{rest}" if rest else "")
-        return ["-object", backend, "-machine", f"{case.get('machine', 'pc')},memory-backend=ram"]
-
-    def serial(self, name):
-        return ["-serial", f"file:{self.work}/{name}"]
-
-    def ticks(self, name):
-        """All "tick N SUM" so far: [(N, SUM), …]."""
-        try:
-            with open(f"{self.work}/{name}", "rb") as f:
-                text = f.read().decode(errors="replace")
-        except FileNotFoundError:
-            return []
-        if re.search(r"Oops|Kernel panic|BUG:", text):
-            raise Failed(f"the guest's kernel complains: {text[-300:]}")
-        return [(int(n), total) for n, total in re.findall(r"^tick (\d+) ([0-9a-f]{32})\r?$", text, re.M)]
-
-    def wait_ticks(self, name, count, what, child=None, seconds=60):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if len(self.ticks(name)) >= count:
-                return self.ticks(name)
-            if child and child.poll() is not None:
-                break
-            time.sleep(0.05)
-        raise Failed(f"{what}: the guest does not count, it said {self.ticks(name)}")
+    sys.exit(cases.EXIT_SKIP)
 
 
 def hash_folder(folder):
@@ -121,18 +59,6 @@ def hash_folder(folder):
             with open(os.path.join(base, name), "rb") as f:
                 sums[os.path.join(base, name)] = hashlib.file_digest(f, "sha256").hexdigest()
     return sums
-
-
-def check_counts_on(before, after, what):
-    """A tick may have been begun before the copy and ended after it."""
-    first, total = after[0]
-    if total != before[-1][1]:
-        raise Failed(f"{what}: the checksum of the guest's memory is {total}, it was {before[-1][1]}")
-    numbers = [n for n, _ in before]
-    if first not in range(numbers[0], numbers[-1] + 3):
-        raise Failed(f"{what}: the guest counts from {first}, it had counted {numbers}")
-    if [n for n, _ in after] != list(range(first, first + len(after))):
-        raise Failed(f"{what}: the guest counts {after}")
 
 
 class Trip:
@@ -261,6 +187,9 @@ def main():
     try:
         print(f"{name}: {Trip(os.path.abspath(build), case, os.path.abspath(work)).run()}")
         return 0
+    except cases.Skip as why:
+        print(why)
+        return cases.EXIT_SKIP
     except (Failed, vmsnap.VmsnapError, qemu.QmpError) as error:
         print(f"{name}: {error}")
         return 1

@@ -471,7 +471,6 @@ static void qemu_that_ended_is_gone(void **state) {
 
 static void qemu_that_ends_in_a_command_is_gone(void **state) {
     Rig *rig = *state;
-    g_autoptr(GError) error = NULL;
     kill(rig->pid, SIGSTOP);
     Asker asker = {.rig = rig};
     pthread_t thread;

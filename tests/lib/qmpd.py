@@ -45,8 +45,8 @@ class Client:
         self._buffer = b""
         self._lines = []
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(timeout)
         self.socket.connect(path)
+        self.socket.settimeout(timeout)
 
     # ---- bytes and messages ----
 

@@ -1,15 +1,17 @@
 #!/bin/bash
-# The man page and --help name the same commands and the same options.
+# The man pages and --help name the same commands and the same options.
 #
-#     man.sh VMSNAP ROOT
+#     man.sh VMSNAP VMSNAPD ROOT
 set -u
-vmsnap=${1:?usage: man.sh VMSNAP ROOT}
-page=${2:?usage: man.sh VMSNAP ROOT}/docs/man/vmsnap.1
+vmsnap=${1:?usage: man.sh VMSNAP VMSNAPD ROOT}
+vmsnapd=${2:?usage: man.sh VMSNAP VMSNAPD ROOT}
+page=${3:?usage: man.sh VMSNAP VMSNAPD ROOT}/docs/man/vmsnap.1
+helper_page=$3/docs/man/vmsnapd.1
 bad=0
 
-# The part of the page under ".SS NAME", or for vmsnap itself under ".SH OPTIONS".
-section() {
-    awk -v want="$1" '/^\.S[SH] / { on = ($0 == want) } on' "$page" | sed 's/\\-/-/g; s/\\f[BIRP]//g'
+# The part of a page under ".SS NAME", or for a program itself under ".SH OPTIONS".
+section() { # HEAD PAGE
+    awk -v want="$1" '/^\.S[SH] / { on = ($0 == want) } on' "$2" | sed 's/\\-/-/g; s/\\f[BIRP]//g'
 }
 
 # The options of a text, long and short, one a line.
@@ -20,20 +22,23 @@ options_of_page() {
     grep -E '^\.(B|BR|BI|IR) ' | grep -oE -- '(^| |, )(--[a-z-]+|-[a-z])\b' | grep -oE -- '--?[a-z-]+' | sort -u
 }
 
-compare() { # NAME HELP-FILE SECTION
+compare() { # NAME SECTION
     local common='^--json$|^--connect$|^--help$|^-h$'
     local in_help in_page
     in_help=$("$vmsnap" ${1:+"$1"} --help | options_of_help)
-    in_page=$(section "$2" | options_of_page)
+    in_page=$(section "$2" "$page" | options_of_page)
     if [ -n "$1" ]; then
         in_help=$(grep -vE -- "$common" <<<"$in_help")
         in_page=$(grep -vE -- "$common" <<<"$in_page")
     fi
-    if [ "$in_help" != "$in_page" ]; then
-        echo "vmsnap $1: --help (<) and the man page (>) name different options:"
-        diff <(echo "$in_help") <(echo "$in_page")
-        bad=1
-    fi
+    report "vmsnap $1" "$in_help" "$in_page"
+}
+
+report() { # WHAT OPTIONS-OF-HELP OPTIONS-OF-PAGE
+    [ "$2" = "$3" ] && return
+    echo "$1: --help (<) and the man page (>) name different options:"
+    diff <(echo "$2") <(echo "$3")
+    bad=1
 }
 
 commands=$("$vmsnap" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p')
@@ -46,4 +51,5 @@ done
 for command in $(sed -n '/^\.SH COMMANDS/,/^\.SH/s/^\.SS \([a-z]*\)$/\1/p' "$page"); do
     grep -qx "$command" <<<"$commands" || { echo "the man page has a command $command that vmsnap lacks"; bad=1; }
 done
+report vmsnapd "$("$vmsnapd" --help | options_of_help)" "$(section ".SH OPTIONS" "$helper_page" | options_of_page)"
 exit $bad

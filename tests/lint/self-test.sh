@@ -61,6 +61,29 @@ expect fail qmp-reference.sh "a page that says more" docs/qmp-reference.md 'And 
 expect fail qmp-reference.sh "a schema that is wrong" qapi/qapi-schema.json "{ 'command': 'a' }"
 expect fail qmp-reference.sh "a schema that says more" qapi/qapi-schema.json "$(printf '##\n# @B:\n#\n# It.\n##\n%s' "{ 'struct': 'B', 'data': {} }")"
 
+# A library of its own, called thing: expect_symbols pass|fail WHAT SONAME HEADER SOURCE
+expect_symbols() {
+    local got=pass
+    rm -rf "$work/thing"
+    mkdir "$work/thing"
+    echo "$4" >"$work/thing/thing.h"
+    echo "$5" | cc -x c -shared -fPIC -Wl,-soname,"$3" -o "$work/thing/thing.so" - || exit 1
+    echo "$5" | cc -x c -c -o "$work/thing/thing.o" - && ar rcs "$work/thing/thing.a" "$work/thing/thing.o"
+    "$lints/symbols.py" cc -- "$work/thing/thing.h" "$work/thing"/thing.{so,a} >"$work/output" 2>&1 || got=fail
+    if [ "$got" != "$1" ]; then
+        echo "symbols.py: $2: should $1"
+        cat "$work/output"
+        failures=1
+    fi
+}
+
+header='int a(void); /* int no(void); */ typedef struct { int (*no)(int n); } T; static inline int no(void) { return 1; }'
+expect_symbols pass "a library that is right" thing.so.0 "$header" 'int a(void) { return 1; }'
+expect_symbols fail "a function that is not there" thing.so.0 "$header int b(void);" 'int a(void) { return 1; }'
+expect_symbols fail "a function too many" thing.so.0 "$header" 'int a(void) { return 1; } int b(void) { return 2; }'
+expect_symbols fail "a variable" thing.so.0 "$header" 'int a(void) { return 1; } int b;'
+expect_symbols fail "another name" thing.so.1 "$header" 'int a(void) { return 1; }'
+
 # The last line of ./check and its exit status: expect_summary STATUS LINE RESULT...
 expect_summary() {
     local status=$1 line=$2 got_line got_status

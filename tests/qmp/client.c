@@ -127,7 +127,7 @@ static json_object *ask_for_return(Client *client, const char *format, va_list a
     g_autoptr(json_object) answer = ask(client, format, args);
     json_object *result = client_member(answer, "return");
     if (!result)
-        fail_msg("%s: %s", format, json_object_to_json_string(answer));
+        fail_msg("command %u: %s", client->number, json_object_to_json_string(answer));
     return json_object_get(result);
 }
 
@@ -137,6 +137,13 @@ json_object *client_call(Client *client, const char *format, ...) {
     json_object *result = ask_for_return(client, format, args);
     va_end(args);
     return result;
+}
+
+void client_ask(Client *client, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    json_object_put(ask_for_return(client, format, args));
+    va_end(args);
 }
 
 void client_run(Client *client, const char *format, ...) {
@@ -153,7 +160,7 @@ char *client_fail(Client *client, const char *format, ...) {
     g_autoptr(json_object) answer = ask(client, format, args);
     va_end(args);
     if (!client_member(answer, "error"))
-        fail_msg("%s: %s", format, json_object_to_json_string(answer));
+        fail_msg("command %u does not fail: %s", client->number, json_object_to_json_string(answer));
     return g_strdup_printf("%s: %s", client_text(answer, "error.class"), client_text(answer, "error.desc"));
 }
 
@@ -209,8 +216,12 @@ void client_open(Client *client, const char *path) {
     client_open_fd(client, client_connect(path));
 }
 
+static void put(gpointer event) {
+    json_object_put(event);
+}
+
 void client_close(Client *client) {
     close(client->fd);
     g_string_free(client->in, TRUE);
-    g_queue_clear_full(&client->events, (GDestroyNotify)json_object_put);
+    g_queue_clear_full(&client->events, put);
 }

@@ -32,6 +32,8 @@ bool client_is_closed(Client *client);
 
 /* client_call: a command, as format of printf(). Return: (out) what it returned. */
 json_object *client_call(Client *client, const char *format, ...) G_GNUC_PRINTF(2, 3);
+/* client_ask: the same, and whatever it returned is right. */
+void client_ask(Client *client, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* client_run: the same, of one that returns nothing. */
 void client_run(Client *client, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* client_fail: the same, of one that fails. Return: (out) "CLASS: DESC". */
@@ -44,7 +46,8 @@ void client_await(Client *client, const char *event);
 /* client_follow: the events of a job up to its end. Return: (out) its states, with blanks between them. */
 char *client_follow(Client *client, const char *job);
 
-/* client_member: of an object, by a path such as "save.phase" or "0.id". Return: (borrow), NULL: it is not there. */
+/* client_member: of an object, by a path such as "save.phase" or "0.id". Return: (borrow), NULL: it is not there.
+ */
 json_object *client_member(json_object *value, const char *path);
 const char *client_text(json_object *value, const char *path);
 int64_t client_number(json_object *value, const char *path);

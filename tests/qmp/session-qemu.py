@@ -44,16 +44,16 @@ class Side:
             self.client = qmpd.Client(self.path, timeout=20)
             return [self.client.read()]
         request = step.of(self.name)
-        self.client.events = []
         self._send(step, request, number)
         answer = self.client.answer()
-        messages = [*self.client.events, answer]
-        self.client.events = []
         if request.is_object:
             assert answer.pop("id", None) == number, f"the id of {request.text} is not in {answer}"
-        for name, data in step.until:
-            messages += self._wait(name, data)
-        return messages
+        if step.keep:
+            return [answer]
+        before, self.client.events = self.client.events, []
+        if not step.until:
+            return [*before, answer]
+        return [answer, *self._wait(step.until, before)]  # which come when they come
 
     def _send(self, step, request, number):
         files = [open(f"{self.folder}/passed", "w") for _ in range(step.descriptors)]
@@ -63,15 +63,14 @@ class Side:
             for file in files:
                 file.close()
 
-    def _wait(self, name, data):
-        """The events up to the one that is waited for."""
-        seen = []
-        while True:
-            event = self.client.read()
-            assert "event" in event, f"an answer that nobody waits for: {event}"
-            seen.append(event)
-            if event["event"] == name and data.items() <= event.get("data", {}).items():
-                return seen
+    def _wait(self, until, seen):
+        """The events up to the last of those that are waited for, less the SEEN ones."""
+        for name, data in until:
+            while not any(event["event"] == name and data.items() <= event.get("data", {}).items() for event in seen):
+                event = self.client.read()
+                assert "event" in event, f"an answer that nobody waits for: {event}"
+                seen.append(event)
+        return seen
 
 
 # ---- comparing -----------------------------------------------------------------------------------------------

@@ -22,6 +22,22 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* ---- this machine ---------------------------------------------------------------------------------------- */
+
+bool vmm_can_run(void) {
+    int fd = snap_uffd_open();
+    if (fd < 0)
+        puts("skip: userfaultfd is not permitted here");
+    else
+        close(fd);
+    return fd >= 0;
+}
+
+bool vmm_has_async(void) {
+    uint64_t features = 0;
+    return snap_uffd_probe(&features) == 0 && features & UFFD_FEATURE_WP_ASYNC;
+}
+
 /* ---- running and standing -------------------------------------------------------------------------------- */
 
 static bool settle_locked(Vmm *vmm) {
@@ -93,7 +109,6 @@ static gboolean get_state(void *opaque, GPtrArray *states, GError **error) {
 
 static const SnapGuestOps guest_ops = {
     .list_regions = list_regions,
-    .open_uffd = own_open_uffd,
     .pause = pause_guest,
     .resume = resume_guest,
     .get_state = get_state,
@@ -102,6 +117,7 @@ static const SnapGuestOps guest_ops = {
 /* ---- the VM of the commands ------------------------------------------------------------------------------ */
 
 static gboolean run_or_stop(Vmm *vmm, bool stop, GError **error) {
+    g_usleep(vmm->slow_ms * 1000);
     if (!vmm->fails)
         return set(vmm, &vmm->stopped, stop);
     g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "the lid is open");
@@ -141,6 +157,7 @@ static void process(Vmm *vmm) {
     uint64_t took_ns = clock_ns() - start_ns;
     if (took_ns > vmm->longest_ns)
         __atomic_store_n(&vmm->longest_ns, took_ns, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&vmm->busy_ns, took_ns, __ATOMIC_RELAXED);
     __atomic_add_fetch(&vmm->wakeups, 1, __ATOMIC_RELAXED);
 }
 
@@ -166,7 +183,7 @@ static void end_loop(Vmm *vmm) {
 
 /* ---- life ------------------------------------------------------------------------------------------------ */
 
-void vmm_begin_server(Vmm *vmm, VmmServing serving) {
+void vmm_begin_server(Vmm *vmm) {
     g_autoptr(GError) error = NULL;
     SnapQmpOptions options = {.name = "vm0",
                               .snapshot_dir = vmm->folder,
@@ -174,12 +191,16 @@ void vmm_begin_server(Vmm *vmm, VmmServing serving) {
                               .vm_opaque = vmm,
                               .on_quit = on_quit,
                               .quit_opaque = vmm};
-    vmm->serving = serving;
+    vmm->serving = VMM_NOBODY;
     vmm->qmp = snap_qmp_new(snap_guest_new("embedded", 0, &guest_ops, vmm), &options, &error);
     fail_on(error);
     snap_qmp_listen(vmm->qmp, vmm->socket, &error);
     fail_on(error);
-    vmm->wakeups = vmm->longest_ns = 0;
+}
+
+void vmm_serve(Vmm *vmm, VmmServing serving) {
+    vmm->serving = serving;
+    vmm->wakeups = vmm->longest_ns = vmm->busy_ns = 0;
     if (serving == VMM_THREAD)
         snap_qmp_start_thread(vmm->qmp);
     if (serving != VMM_OWN_LOOP)
@@ -218,7 +239,8 @@ void vmm_init(Vmm *vmm, const char *kind, VmmServing serving) {
     assert_non_null(mkdtemp(vmm->folder));
     vmm->socket = g_build_filename(vmm->folder, VMM_SOCKET, NULL);
     start_writers(vmm);
-    vmm_begin_server(vmm, serving);
+    vmm_begin_server(vmm);
+    vmm_serve(vmm, serving);
 }
 
 void vmm_clear(Vmm *vmm) {

@@ -36,9 +36,10 @@ typedef struct {
     bool stopped; /* by a client */
     bool paused;  /* by a snapshot */
     bool writing;
-    bool fails;     /* stop and cont do */
-    uint64_t at;    /* the sequence at the last point in time */
-    unsigned quits; /* so often was quit given */
+    bool fails;       /* stop and cont do */
+    unsigned slow_ms; /* that they take */
+    uint64_t at;      /* the sequence at the last point in time */
+    unsigned quits;   /* so often was quit given */
 
     /* the loop */
     pthread_t loop;
@@ -48,15 +49,21 @@ typedef struct {
     bool end;
     uint64_t wakeups;    /* so often there was something for the server */
     uint64_t longest_ns; /* that it took */
+    uint64_t busy_ns;    /* that it took in all */
 } Vmm;
 
-/* vmm_init: memory of @kind ("anon", "memfd"), writers that run, a server that listens; skips what is not there. */
+/* vmm_can_run: or says what is missing. */
+bool vmm_can_run(void);
+bool vmm_has_async(void);
+
+/* vmm_init: memory of @kind ("anon", "memfd"), writers that run, a server that listens. */
 void vmm_init(Vmm *vmm, const char *kind, VmmServing serving);
 
 /* vmm_end_server: free the server, as the VMM itself would. */
 void vmm_end_server(Vmm *vmm);
-/* vmm_begin_server: a new one for the same guest. */
-void vmm_begin_server(Vmm *vmm, VmmServing serving);
+/* vmm_begin_server: another one, for the same guest; vmm_serve: let it be called. */
+void vmm_begin_server(Vmm *vmm);
+void vmm_serve(Vmm *vmm, VmmServing serving);
 
 /* vmm_clear: end everything; fails when the guest itself has found a wrong word. */
 void vmm_clear(Vmm *vmm);
@@ -69,5 +76,6 @@ void vmm_await_writes(const Vmm *vmm, uint64_t n);
 /* vmm_touch: a write of page @page that changes nothing. The guest stands. */
 void vmm_touch(Vmm *vmm, uint64_t page);
 
-/* vmm_check_image: the image in the folder is the memory at the last point in time, byte for byte; and delete it. */
+/* vmm_check_image: the image in the folder is the memory at the last point in time, byte for byte; and delete it.
+ */
 void vmm_check_image(Vmm *vmm, const char *name);

@@ -72,6 +72,13 @@ static bool told(const Rig *rig, int timeout_ms) {
     return poll(&fd, 1, timeout_ms) == 1;
 }
 
+static uint32_t n_waiting(const Rig *rig) {
+    snap_lock(&rig->tracker->lock);
+    uint32_t n = rig->tracker->n_waiting;
+    snap_unlock(&rig->tracker->lock);
+    return n;
+}
+
 static void *write_target(void *opaque) {
     Rig *rig = opaque;
     *rig->target = 2;
@@ -116,7 +123,7 @@ static void writer_that_waits_lacks_room_until_its_chunk_is_captured(void **stat
     }
     rig.target = page_of(&rig, 1, 0);
     assert_int_equal(pthread_create(&rig.writer, NULL, write_target, &rig), 0);
-    for (int i = 0; i < 1000 && !__atomic_load_n(&rig.tracker->n_waiting, __ATOMIC_RELAXED); i++) {
+    for (int i = 0; i < 1000 && n_waiting(&rig) == 0; i++) {
         g_usleep(1000);
     }
     capture(&rig, 0);

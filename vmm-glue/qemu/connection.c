@@ -41,7 +41,8 @@ struct Connection {
     GQueue waiting; /* of Waiter: the turn goes to the one that waits longest, not to who is quickest */
 
     /* who has the turn */
-    Qmp *qmp; /* (nullable) its socket is watched while nobody has */
+    Qmp *qmp;      /* (nullable) its socket is watched while nobody has */
+    GQueue events; /* of Event: told when the turn is given back, as a pause of the guest may be part of it */
 
     GRecMutex event_lock; /* held while the function runs, which may set another */
     QmpEventFunc event_func;
@@ -50,11 +51,34 @@ struct Connection {
 
 /* ---- the client ------------------------------------------------------------------------------------------ */
 
-static void tell_event(const char *event, json_object *data, int64_t time_us, void *opaque) {
+typedef struct {
+    char *name;
+    json_object *data; /* (nullable) */
+    int64_t time_us;
+} Event;
+
+static void event_free(gpointer data) {
+    Event *event = data;
+    json_object_put(event->data);
+    g_free(event->name);
+    g_free(event);
+}
+
+static void keep_event(const char *name, json_object *data, int64_t time_us, void *opaque) {
     Connection *connection = opaque;
+    Event *event = g_new(Event, 1);
+    *event = (Event){.name = g_strdup(name), .data = json_object_get(data), .time_us = time_us};
+    g_queue_push_tail(&connection->events, event);
+}
+
+static void tell_events(Connection *connection) {
+    Event *event;
     g_rec_mutex_lock(&connection->event_lock);
-    if (connection->event_func)
-        connection->event_func(event, data, time_us, connection->event_opaque);
+    while ((event = g_queue_pop_head(&connection->events))) {
+        if (connection->event_func)
+            connection->event_func(event->name, event->data, event->time_us, connection->event_opaque);
+        event_free(event);
+    }
     g_rec_mutex_unlock(&connection->event_lock);
 }
 
@@ -90,7 +114,7 @@ static gboolean connect_anew(Connection *connection, GError **error) {
     if (!check_pid(connection, pid, error))
         return FALSE;
     connection->pid = pid;
-    qmp_set_event_func(qmp, tell_event, connection);
+    qmp_set_event_func(qmp, keep_event, connection);
     connection->qmp = g_steal_pointer(&qmp);
     return TRUE;
 }
@@ -154,6 +178,7 @@ gboolean connection_take(Connection *connection, int timeout_ms, GError **error)
 }
 
 void connection_give(Connection *connection) {
+    tell_events(connection);
     g_mutex_lock(&connection->lock);
     Waiter *next = g_queue_pop_head(&connection->waiting);
     if (next) {
@@ -218,6 +243,7 @@ void connection_free(Connection *connection) {
         return;
     g_assert(!connection->taken);
     qmp_free(connection->qmp);
+    g_queue_clear_full(&connection->events, event_free);
     close(connection->epoll_fd);
     if (connection->pidfd >= 0)
         close(connection->pidfd);
