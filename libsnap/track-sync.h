@@ -184,8 +184,8 @@ void snap_sync_heat_locked(SnapSync *tracker, uint32_t area, uint64_t chunk, boo
     SNAP_REQUIRES(tracker->lock);
 
 /*
- * Whether a sweep that rests has to go on: the guest waits for it, or soon would, as half the pool is taken. If not,
- * room_fd becomes readable when it has to, once; by a failure as well.
+ * Whether a sweep that rests has to go on: the guest waits for it, or soon would, as half the pool is taken. If
+ * not, room_fd becomes readable when it has to, once; by a failure as well.
  */
 bool snap_sync_lacks_room(SnapSync *tracker);
 

@@ -73,7 +73,7 @@ typedef struct {
     const QapiType *arguments; /* an OBJECT, never NULL */
     const QapiType *returns;   /* never NULL; the empty object where the schema says nothing */
     gboolean allow_oob;
-    gboolean no_response; /* nothing is answered when it succeeds */
+    gboolean no_response;        /* nothing is answered when it succeeds */
     const char *const *features; /* (nullable) */
     QapiHandler *handler;
 } QapiCommand;

@@ -31,8 +31,8 @@ QapiServer *qapi_server_new(QapiHelper *helper, GMainContext *context, void (*on
                             void *opaque);
 
 /**
- * qapi_server_free: close the helper, answer what was begun, and close everything. NULL is allowed. Blocks for as long
- *   as commands do.
+ * qapi_server_free: close the helper, answer what was begun, and close everything. NULL is allowed. Blocks for as
+ * long as commands do.
  */
 void qapi_server_free(QapiServer *server);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(QapiServer, qapi_server_free)

@@ -220,8 +220,13 @@ static void answer_request(QapiSession *session, const Request *request) {
 
 /* What waits for nothing need not go through the pool, which costs waking up a thread. */
 static gboolean is_quick(json_object *value) {
-    static const char *const quick[] = {"qmp_capabilities", "query-version", "query-commands", "query-jobs",
-                                        "query-migrate",    "query-fdsets",  NULL};
+    static const char *const quick[] = {"qmp_capabilities",
+                                        "query-version",
+                                        "query-commands",
+                                        "query-jobs",
+                                        "query-migrate",
+                                        "query-fdsets",
+                                        NULL};
     const QapiCommand *command = qapi_request_command(value);
     return command && (command->allow_oob || g_strv_contains(quick, command->name));
 }

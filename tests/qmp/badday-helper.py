@@ -252,6 +252,32 @@ def target_of_a_guest_that_ends_can_be_deleted_at_any_moment(folder):
         server.wait_descriptors(n_descriptors + 3)  # of the thread that watches guests
 
 
+def guest_stopped_in_mid_save_stays_so(folder):
+    """By command; the save goes on, and so does nobody else."""
+    os.mkdir(f"{folder}/qemu")
+    with badday.ProcessUnderTest(BUILD) as process, badday.QemuUnderTest(BUILD, f"{folder}/qemu") as machine, \
+            qmpd.Vmsnapd(BUILD, folder) as server:
+        both = Both(folder, server, process, machine)
+        for name, guest in both.guests.items():
+            both.client.events = []
+            both.client.command("stop", target=name)
+            both.client.wait_event("STOP", target=name)
+            both.client.command("job-set-speed", id=name, speed=0)
+            assert "error" not in both.client.wait_job(name)
+            assert both.client.command("query-status", target=name)["status"] == "paused"
+            before = guest.counter()
+            time.sleep(0.2)
+            assert guest.counter() == before, "it runs"
+            both.client.command("cont", target=name)
+            both.client.wait_event("RESUME", target=name)
+            check_image(guest, both.image(name))
+            both.client.command("target-del", id=name)
+        both.check_released()
+        both.client.close()
+        for guest in both.guests.values():
+            guest.check_no_errors()
+
+
 # ---- the helper itself ---------------------------------------------------------------------------------------
 
 class Both:

@@ -69,8 +69,8 @@ json_object *qemu_guest_command(SnapGuest *guest, const char *command, json_obje
 /**
  * QemuEventFunc: an event of the guest's QEMU.
  * @data: (borrow) (nullable) an object. @time_us: by QEMU's clock, µs since the epoch.
- * Called in whatever thread reads, when whoever has the connection is done with it: it has to be quick, waits for nothing
- * that waits for the guest, and calls nothing of this guest but qemu_guest_set_event_func().
+ * Called in whatever thread reads, when whoever has the connection is done with it: it has to be quick, waits for
+ * nothing that waits for the guest, and calls nothing of this guest but qemu_guest_set_event_func().
  */
 typedef void (*QemuEventFunc)(const char *event, json_object *data, int64_t time_us, void *opaque);
 

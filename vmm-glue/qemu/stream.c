@@ -314,8 +314,8 @@ static gboolean write_to_fd(const void *data, size_t length, void *opaque, GErro
     return TRUE;
 }
 
-gboolean qemu_export_stream(const SnapImage *image, int out_fd, uint64_t *ret_sent_bytes, SnapProgressFunc progress,
-                            void *opaque, GError **error) {
+gboolean qemu_export_stream(const SnapImage *image, int out_fd, uint64_t *ret_sent_bytes,
+                            SnapProgressFunc progress, void *opaque, GError **error) {
     uint64_t sent_bytes = 0;
     FdWriter writer = {.fd = out_fd,
                        .sent_bytes = ret_sent_bytes ? ret_sent_bytes : &sent_bytes,
