@@ -39,6 +39,13 @@ char *qapi_call_path(const QapiCall *call, const char *name) {
     return path ? qapi_path(call->helper, path) : NULL;
 }
 
+gboolean qapi_check_path(const QapiCall *call, const char *name, GError **error) {
+    if (qapi_string(call, name)[0])
+        return TRUE;
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Parameter '%s' expects an image directory", name);
+    return FALSE;
+}
+
 QapiTarget *qapi_call_target(const QapiCall *call, GError **error) {
     return qapi_target_find(call->helper, qapi_string(call, "target"), error);
 }

@@ -27,5 +27,8 @@ uint64_t qapi_uint(const QapiCall *call, const char *name, uint64_t otherwise);
 /** qapi_call_path: a path argument, as of qapi_path(). Return: (out) g_free() it; NULL where it is absent. */
 char *qapi_call_path(const QapiCall *call, const char *name);
 
+/** qapi_check_path: Errors: FAILED, a path argument is empty, which would name the snapshot folder itself. */
+gboolean qapi_check_path(const QapiCall *call, const char *name, GError **error);
+
 /** qapi_call_target: the guest that the argument "target" names. Errors: as qapi_target_find(). Return: (out). */
 QapiTarget *qapi_call_target(const QapiCall *call, GError **error);

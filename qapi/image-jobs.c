@@ -27,7 +27,9 @@ static void image_job_free(void *opaque) {
 }
 
 static json_object *begin(QapiCall *call, const QapiJobKind *kind, ImageJob *task, GError **error) {
-    QapiJob *job = qapi_job_new(call->helper, kind, qapi_string(call, "job-id"), NULL, task->path, error);
+    QapiJob *job = qapi_check_path(call, "path", error)
+                       ? qapi_job_new(call->helper, kind, qapi_string(call, "job-id"), NULL, task->path, error)
+                       : NULL;
     if (job)
         qapi_job_begin(job, task);
     else

@@ -123,7 +123,7 @@ static SaveJob *start(QapiCall *call, QapiTarget *target, GError **error) {
 }
 
 json_object *qmp_snapshot_save(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = qapi_call_target(call, error);
+    g_autoptr(QapiTarget) target = qapi_check_path(call, "path", error) ? qapi_call_target(call, error) : NULL;
     g_autofree char *path = qapi_call_path(call, "path");
     QapiJob *job =
         target ? qapi_job_new(call->helper, &kind, qapi_string(call, "job-id"), target, path, error) : NULL;

@@ -31,7 +31,7 @@ from scenario import Bench, MeasureError  # noqa: E402
 SCENARIOS = [rows_qemu.QemuPause, rows_process.Sizes, rows_process.Faults, rows_process.SlowSink,
              rows_qemu.QemuSlowSink, rows_process.Stall, rows_process.Throughput, rows_qemu.QemuSparse,
              rows_log.Scan, rows_log.FirstWrite, rows_log.Arm, rows_log.Sparse, rows_log.Incremental,
-             rows_log.Slowdown, rows_qmp.Roundtrip, rows_qmp.OutOfBand]
+             rows_log.Slowdown, rows_qmp.Roundtrip, rows_qmp.OutOfBand, rows_qmp.TwoGuests]
 ROWS = [row for scenario in SCENARIOS for row in scenario.rows]
 FAILURES = (MeasureError, vmsnap.VmsnapError, guests.GuestError, qemu.QmpError, qmpd.Refused, qmpd.Closed, OSError)
 

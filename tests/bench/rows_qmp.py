@@ -97,3 +97,36 @@ class OutOfBand(Scenario):
                      "limit", format_us, at_most=1),
                 Line("qmp-oob", "  the longest", s["max-us"], OOB_LIMIT_US, "limit", format_us, at_most=1),
                 Line("qmp-oob", "  half of them", s["p50-us"], OOB_LIMIT_US, "limit", format_us)]
+
+
+class TwoGuests(Scenario):
+    """Two guests saved through one helper: one after the other, and both at once, while both run all the time."""
+    rows = ("qmp-two-guests",)
+
+    def start(self):
+        self.helper = Helper(self.bench, memory="memfd", size="256M", rate=20000)
+        self.guests.append(self.helper)
+        self.other = guests.Memguest(self.bench.build, memory="memfd", size="256M", rate=20000)
+        self.guests.append(self.other)
+        self.helper.client.add_process("other", self.other.pid)
+
+    def save(self, targets):
+        client = self.helper.client
+        for target in targets:
+            client.command("snapshot-save", job_id=target, target=target, path=f"{self.helper.folder}/{target}")
+        pauses = [client.wait_job(target)["save"]["pause-us"] for target in targets]
+        for target in targets:
+            self.bench.vmsnap.delete(f"{self.helper.folder}/{target}")
+        self.bench.settle()
+        return pauses
+
+    def round(self):
+        for target in ("guest", "other"):
+            self.add("alone", self.save([target])[0])
+        for pause in self.save(["guest", "other"]):
+            self.add("both", pause)
+
+    def lines(self):
+        s = self.samples
+        return [Line("qmp-two-guests", "pause of two guests saved at once by one helper", s["both"], s["alone"], "alone",
+                     format_us)]

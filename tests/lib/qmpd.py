@@ -12,7 +12,6 @@ SIGTERM with status 0, and have said nothing on standard error.
 import array
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -265,7 +264,3 @@ class Vmsnapd(children.Child):
         super().close()
         if not self._log.closed:
             self._log.close()
-
-
-def can_read(sock, seconds=0):
-    return bool(select.select([sock], [], [], seconds)[0])

@@ -155,7 +155,7 @@ def snapshot_to_a_path_that_cannot_be_is_refused(folder):
                      f"{folder}/file/image", "/proc/image", "/sys/image"):
             refused(path)
         refused(f"{folder}/" + "x" * 300)
-        refused("", folder)  # which is the folder of --snapshot-dir
+        refused("", "expects an image directory")
         assert os.listdir(f"{folder}/full") == ["file"] and open(f"{folder}/file", encoding="ascii").read() == "mine"
         check_image(guest, f"{folder}/image")
         guest.check_released()

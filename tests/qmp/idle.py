@@ -6,6 +6,7 @@
 Before that it has saved both, so that what a save needs must be gone again.
 """
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -48,12 +49,13 @@ def check_sleeps(server, seconds):
 
 def helper_without_work_sleeps_and_is_small(folder):
     os.mkdir(f"{folder}/qemu")
-    with badday.ProcessUnderTest(OPTIONS.build) as process, qmpd.Vmsnapd(OPTIONS.build, folder) as server, \
-            server.client() as client:
+    with badday.ProcessUnderTest(OPTIONS.build) as process, contextlib.ExitStack() as stack, \
+            qmpd.Vmsnapd(OPTIONS.build, folder) as server, server.client() as client:
         fresh = server.memory_bytes()
         client.add_process("process", process.pid)
         try:
-            client.add_qemu("machine", badday.QemuUnderTest(OPTIONS.build, f"{folder}/qemu").sockets[0])
+            machine = stack.enter_context(badday.QemuUnderTest(OPTIONS.build, f"{folder}/qemu"))
+            client.add_qemu("machine", machine.sockets[0])
         except cases.Skip as why:
             print(f"{why}; the process alone")
         for target in client.command("query-targets"):

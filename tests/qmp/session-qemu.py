@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import badday  # noqa: E402
@@ -35,6 +36,7 @@ class Side:
         self.name, self.path, self.folder = name, path, folder
         self.client = None
         os.mkdir(folder)
+        os.mkfifo(f"{folder}/gate")
 
     def step(self, step, number):
         """Do one. Return: what came, as text: events, then the answer."""
@@ -43,6 +45,7 @@ class Side:
                 self.client.close()
             self.client = qmpd.Client(self.path, timeout=20)
             return [self.client.read()]
+        time.sleep(step.after)
         request = step.of(self.name)
         self._send(step, request, number)
         answer = self.client.answer()
@@ -51,6 +54,8 @@ class Side:
         if step.keep:
             return [answer]
         before, self.client.events = self.client.events, []
+        if step.opens:
+            os.close(os.open(f"{self.folder}/gate", os.O_WRONLY))
         if not step.until:
             return [*before, answer]
         return [answer, *self._wait(step.until, before)]  # which come when they come
@@ -133,22 +138,22 @@ def one_step(side, step, number):
         raise AssertionError(f"step {number}, {side.name}, {step.text}: {type(error).__name__} {error}") from error
 
 
-def play(sides):
-    """Yields of each step its name and what both sides said."""
-    for number, step in enumerate(session_script.STEPS):
-        yield step.text, *(one_step(side, step, number) for side in sides)
+def play(side):
+    """What it says to each step: one side after the other, so that nothing of the one takes the other's time."""
+    return [one_step(side, step, number) for number, step in enumerate(session_script.STEPS)]
 
 
 def compare(sides):
-    rows, wrong, n_steps = read_table(), [], 0
-    for n_steps, (request, qemus, ours) in enumerate(play(sides), 1):
+    rows, wrong = read_table(), []
+    requests = [step.text for step in session_script.STEPS]
+    for request, qemus, ours in zip(requests, *map(play, sides)):
         covering = [row for row in rows if row.covers(request, qemus, ours)]
         for row in covering:
             row.used = row.used or qemus != ours
         if qemus != ours and not covering:
             wrong.append((request, qemus, ours))
     unused = [row.text for row in rows if not row.used]
-    print(f"{n_steps} steps, {len(rows)} rows of documented differences")
+    print(f"{len(requests)} steps, {len(rows)} rows of documented differences")
     if "--print" in sys.argv:
         print("\n".join(f"| `{request}` | `{qemus}` | `{ours}` |  |" for request, qemus, ours in wrong))
     assert not wrong, f"{len(wrong)} differences that are not documented:\n" + "\n".join(
@@ -176,7 +181,11 @@ def session_played_to_both_gets_the_same_answers(folder):
             raise cases.Skip("skip: the answers are those of QEMU 7.2")
         with server.client() as client:
             client.add_qemu("guest", guest.sockets[0])
-        compare([Side("qemu", theirs.sockets[0], f"{folder}/theirs"), Side("ours", server.path, f"{folder}/ours")])
+        try:
+            compare([Side("qemu", theirs.sockets[0], f"{folder}/theirs"), Side("ours", server.path, f"{folder}/ours")])
+        except AssertionError:
+            print(f"QEMU: status {theirs.process.poll()}, {theirs.log()}")
+            raise
         server.wait_end()
         guest.check_released()
 

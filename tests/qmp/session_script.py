@@ -34,11 +34,12 @@ class Request:
 class Step:
     """@ours: the request for vmsnapd, where that differs. @descriptors: so many files are passed with it. @until:
     events that come then, each a name and members of its data. @keep: events may come at any time, and belong to the
-    next step with @until."""
+    next step with @until. @opens: after the answer somebody opens DIR/gate, a FIFO, for a moment. @after: so many
+    seconds pass before it."""
 
-    def __init__(self, request, ours=None, descriptors=0, until=(), keep=False):
+    def __init__(self, request, ours=None, descriptors=0, until=(), keep=False, opens=False, after=0):
         self._request, self._ours = request, ours or request
-        self.descriptors, self.until, self.keep = descriptors, until, keep
+        self.descriptors, self.until, self.keep, self.opens, self.after = descriptors, until, keep, opens, after
         self.text = request.text if not ours else f"{request.text} / {ours.text}"
 
     def of(self, side):
@@ -182,7 +183,8 @@ DIRTY_RATE = [
             {"calc-time": 1, "mode": "nope"}, {"calc-time": 1, "sample-pages": 512, "mode": "dirty-ring"},
             {"calc-time": 1, "x": 1}),
     do("query-dirty-rate"),
-    do("calc-dirty-rate", {"calc-time": 1, "sample-pages": 16384}), do("query-dirty-rate"),
+    # A moment: QEMU's thread begins after the answer, and is not safe from a second command before.
+    do("calc-dirty-rate", {"calc-time": 3, "sample-pages": 16384}), do("query-dirty-rate", after=0.3),
     do("calc-dirty-rate", {"calc-time": 1}), do("calc-dirty-rate", {"calc-time": 0}),
 ]
 
@@ -206,8 +208,7 @@ DUMP = [
     do("dump-guest-memory", dump("file:/dev/fdset/5")),
     do("add-fd", {"fdset-id": 5}, descriptors=1), do("dump-guest-memory", dump("file:/dev/fdset/5")),
     do("remove-fd", {"fdset-id": 5}),
-    # What dirtied was measured meanwhile, if not before.
-    do("query-dirty-rate"),
+    do("query-dirty-rate", after=3),  # it was measured meanwhile
 ]
 
 SET = "migrate-set-capabilities"
@@ -237,17 +238,18 @@ MIGRATION = [
 
     do("migrate", {"uri": "exec:cat >/dev/null"}, until=[("MIGRATION", {"status": "completed"})]),
     do("query-migrate"), do("query-status"), do("migrate_cancel"), do("query-migrate"),
-    do("getfd", {"fdname": "out"}, descriptors=1),
+    # A moment: QEMU cleans up after it has said that it is complete.
+    do("getfd", {"fdname": "out"}, descriptors=1, after=0.3),
     do("migrate", {"uri": "fd:out"}, until=[("MIGRATION", {"status": "completed"})]),
     do("query-migrate"), do("closefd", {"fdname": "out"}),
 
     # One that takes its time. It is not cancelled: after a snapshot that was, or that failed, QEMU 7.2 hangs in whatever
     # stops its guest, quit too. That is left to background-snapshot.py.
-    do("migrate", {"uri": "exec:sleep 2; cat >/dev/null"}, until=[("RESUME", {})]),
+    do("migrate", {"uri": "exec:cat DIR/gate; cat >/dev/null"}, until=[("RESUME", {})], after=0.3),
     do("query-migrate"), do("migrate", {"uri": "exec:true"}), do("migrate", {"uri": "nope:1"}),
     do(SET, capabilities(background_snapshot=False)), do(SET, capabilities(background_snapshot=True)),
     do(PARAMETERS, {"max-bandwidth": 1 << 29}), do("query-status"),
-    do("query-migrate", until=[("MIGRATION", {"status": "completed"})]),
+    do("query-name", opens=True, until=[("MIGRATION", {"status": "completed"})]),
     do("query-migrate"), do("query-status"),
     do(SET, capabilities(background_snapshot=False, events=False)), do("query-migrate-capabilities"),
 ]
