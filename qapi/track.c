@@ -71,6 +71,16 @@ static gboolean start(const Track *track, GError **error) {
     return TRUE;
 }
 
+/* Who sees the end first does not know whose it is. */
+static void name_guest(const Track *track, GError *failure) {
+    if (!g_error_matches(failure, SNAP_ERROR, SNAP_ERROR_GUEST_GONE))
+        return;
+    int pid = snap_guest_pid(track->guest);
+    g_autofree char *message = g_steal_pointer(&failure->message);
+    failure->message = has_ended(track, 0) ? g_strdup_printf("process %d has ended", pid)
+                                           : g_strdup_printf("process %d: %s", pid, message);
+}
+
 gboolean qapi_track(const QapiTrackOptions *options, const QapiTrackFuncs *funcs, void *opaque, GError **error) {
     Track track = {.options = options, .funcs = funcs, .opaque = opaque};
     track.guest = qapi_open_guest(&options->target, error);
@@ -78,11 +88,16 @@ gboolean qapi_track(const QapiTrackOptions *options, const QapiTrackFuncs *funcs
         return FALSE;
     track.pidfd = (int)syscall(SYS_pidfd_open, snap_guest_pid(track.guest), 0);
     track.tracker = snap_tracker_new(track.guest, options->region_glob);
-    gboolean ok = start(&track, error);
+    GError *failure = NULL;
+    gboolean ok = start(&track, &failure);
     if (ok) {
         QapiTrackRounds *rounds = qapi_track_rounds_new(track.tracker, options->region_glob);
-        ok = run(&track, rounds, error);
+        ok = run(&track, rounds, &failure);
         qapi_track_rounds_free(rounds);
+    }
+    if (!ok) {
+        name_guest(&track, failure);
+        g_propagate_error(error, failure);
     }
     snap_tracker_free(track.tracker);
     snap_guest_free(track.guest);

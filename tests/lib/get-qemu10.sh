@@ -11,6 +11,9 @@ set -eu
 [ $# -eq 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
+# Of two at once the second finds what the first has unpacked.
+exec 9>"$dir/lock"
+flock 9
 if [ -x "$dir/qemu" ] && "$dir/qemu" --version >/dev/null 2>&1; then
     echo "$dir/qemu"
     exit 0
