@@ -114,8 +114,11 @@ class TwoGuests(Scenario):
         client = self.helper.client
         for target in targets:
             client.command("snapshot-save", job_id=target, target=target, path=f"{self.helper.folder}/{target}")
-        pauses = [client.wait_job(target)["save"]["pause-us"] for target in targets]
+        pauses = []
         for target in targets:
+            badday.wait_until(lambda: client.job(target)["status"] == "concluded", 60, f"{target} is saved")
+            pauses.append(client.command("query-job-statistics", id=target)[0]["save"]["pause-us"])
+            client.command("job-dismiss", id=target)
             self.bench.vmsnap.delete(f"{self.helper.folder}/{target}")
         self.bench.settle()
         return pauses
