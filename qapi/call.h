@@ -13,8 +13,7 @@ struct QapiCall {
 };
 
 /*
- * Arguments by name. A name that the schema does not have for this command is a bug. What is absent is NULL, FALSE
- * or
+ * Arguments by name. A name that the schema does not have for this command is a bug. What is absent is NULL, or
  * @otherwise.
  */
 gboolean qapi_has(const QapiCall *call, const char *name);

@@ -15,11 +15,14 @@ enum {
     LOOK_US = 50000,
 };
 
-static const char *const statuses[] = {"unstarted", "measuring", "measured"};
+typedef enum { RATE_UNSTARTED, RATE_MEASURING, RATE_MEASURED } RateStatus;
+
+static const char *const statuses[] = {
+    [RATE_UNSTARTED] = "unstarted", [RATE_MEASURING] = "measuring", [RATE_MEASURED] = "measured"};
 
 /* All under the helper's lock. */
 struct DirtyRate {
-    guint status; /* index of statuses */
+    RateStatus status;
     int64_t start_s;
     int64_t seconds;
     int64_t sample_pages;
@@ -63,7 +66,7 @@ static json_object *run(QapiJob *job, void *opaque, GError **error) {
     QapiHelper *helper = qapi_target_helper(measurement->target);
     DirtyRate *rate = qapi_target_parts(measurement->target)->dirty_rate;
     g_mutex_lock(&helper->lock);
-    rate->status = 2;
+    rate->status = RATE_MEASURED;
     rate->mib_per_second = ok ? (int64_t)((double)bytes / seconds / (1 << 20)) : -1;
     g_mutex_unlock(&helper->lock);
     qapi_target_unref(measurement->target);
@@ -102,10 +105,10 @@ static const char *mode_of(const char *name) {
 static gboolean begin(QapiCall *call, QapiTarget *target, GError **error) {
     DirtyRate *rate = qapi_target_parts(target)->dirty_rate;
     g_mutex_lock(&call->helper->lock);
-    gboolean runs = rate->status == 1;
+    gboolean runs = rate->status == RATE_MEASURING;
     gboolean ok = !runs && check(call, error);
     if (ok)
-        *rate = (DirtyRate){.status = 1,
+        *rate = (DirtyRate){.status = RATE_MEASURING,
                             .start_s = g_get_monotonic_time() / G_USEC_PER_SEC,
                             .seconds = qapi_int(call, "calc-time", 0),
                             .sample_pages = qapi_int(call, "sample-pages", SAMPLE_PAGES_DEFAULT),
@@ -147,20 +150,19 @@ json_object *qmp_calc_dirty_rate(QapiCall *call, GError **error) {
     return NULL;
 }
 
+static json_object *rate_to_json_locked(const QapiTargetParts *parts) {
+    const DirtyRate *rate = parts->dirty_rate;
+    json_object *object = json_object_new_object();
+    if (rate->status == RATE_MEASURED)
+        qapi_json_add(object, "dirty-rate", json_object_new_int64(rate->mib_per_second));
+    qapi_json_add_string(object, "status", statuses[rate->status]);
+    qapi_json_add(object, "start-time", json_object_new_int64(rate->start_s));
+    qapi_json_add(object, "calc-time", json_object_new_int64(rate->seconds));
+    qapi_json_add_uint(object, "sample-pages", (uint64_t)rate->sample_pages);
+    qapi_json_add_string(object, "mode", rate->mode);
+    return object;
+}
+
 json_object *qmp_query_dirty_rate(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = qapi_call_target(call, error);
-    if (!target)
-        return NULL;
-    g_mutex_lock(&call->helper->lock);
-    DirtyRate rate = *qapi_target_parts(target)->dirty_rate;
-    g_mutex_unlock(&call->helper->lock);
-    json_object *result = json_object_new_object();
-    if (rate.status == 2)
-        qapi_json_add(result, "dirty-rate", json_object_new_int64(rate.mib_per_second));
-    qapi_json_add_string(result, "status", statuses[rate.status]);
-    qapi_json_add(result, "start-time", json_object_new_int64(rate.start_s));
-    qapi_json_add(result, "calc-time", json_object_new_int64(rate.seconds));
-    qapi_json_add_uint(result, "sample-pages", (uint64_t)rate.sample_pages);
-    qapi_json_add_string(result, "mode", rate.mode);
-    return result;
+    return qapi_target_query(call, rate_to_json_locked, error);
 }

@@ -194,14 +194,12 @@ json_object *qmp_dump_guest_memory(QapiCall *call, GError **error) {
     return NULL;
 }
 
+static json_object *parts_to_json_locked(const QapiTargetParts *parts) {
+    return dump_to_json_locked(parts->dump);
+}
+
 json_object *qmp_query_dump(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = qapi_call_target(call, error);
-    if (!target)
-        return NULL;
-    g_mutex_lock(&call->helper->lock);
-    json_object *result = dump_to_json_locked(qapi_target_parts(target)->dump);
-    g_mutex_unlock(&call->helper->lock);
-    return result;
+    return qapi_target_query(call, parts_to_json_locked, error);
 }
 
 json_object *qmp_query_dump_guest_memory_capability(QapiCall *call, GError **error) {

@@ -92,6 +92,13 @@ char *qapi_path(const QapiHelper *helper, const char *path) {
     return helper->alone ? g_strdup(path) : g_canonicalize_filename(path, helper->snapshot_dir);
 }
 
+gboolean qapi_is_id(const char *text) {
+    gboolean ok = g_ascii_isalpha(text[0]);
+    for (; ok && *text; text++)
+        ok = g_ascii_isalnum(*text) || *text == '-' || *text == '.' || *text == '_';
+    return ok;
+}
+
 /* ---- events ---------------------------------------------------------------------------------------------- */
 
 static json_object *timestamp(int64_t time_us) {

@@ -75,6 +75,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(QapiHelper, qapi_helper_free)
 /** qapi_helper_watch: let the thread "qapi-watch" serve @source (borrow), which has its callback already. */
 void qapi_helper_watch(QapiHelper *helper, GSource *source);
 
+/** qapi_is_id: whether @text can be the name of a job or a target, by QEMU's rule: a letter, then letters, digits,
+ * - . _ */
+gboolean qapi_is_id(const char *text);
+
 /** qapi_path: a path of a command's arguments; made absolute where there is a server. Return: (out). */
 char *qapi_path(const QapiHelper *helper, const char *path);
 

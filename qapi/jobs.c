@@ -112,18 +112,10 @@ guint qapi_target_jobs_locked(QapiHelper *helper, const QapiTarget *target) {
     return n;
 }
 
-/* As QEMU has it: a letter first; letters, digits, - . _ */
-static gboolean is_id(const char *id) {
-    gboolean ok = g_ascii_isalpha(id[0]);
-    for (; ok && *id; id++)
-        ok = g_ascii_isalnum(*id) || *id == '-' || *id == '.' || *id == '_';
-    return ok;
-}
-
 static gboolean check_locked(QapiHelper *helper, const char *id, const QapiTarget *target, GError **error) {
     if (helper->closing)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_CANCELLED, "the helper is ending");
-    else if (id && !is_id(id))
+    else if (id && !qapi_is_id(id))
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Invalid job ID '%s'", id);
     else if (id && find_locked(helper, id))
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Job ID '%s' already in use", id);

@@ -50,6 +50,7 @@ struct Migration {
     uint64_t total_bytes; /* of memory */
     uint64_t done_bytes;
     uint64_t sent_bytes;
+    uint64_t data_bytes; /* of memory, not zero; 0 while that is not known */
     uint64_t pause_ns;
     char *error; /* (nullable) */
 };
@@ -99,27 +100,31 @@ static gboolean on_progress(uint64_t done_bytes, uint64_t total_bytes, void *opa
     return qapi_job_go_on(task->job, done_bytes, total_bytes);
 }
 
-static void begin_active(MigrationJob *task) {
+/* Return: the limit that holds for it. */
+static uint64_t begin_active(MigrationJob *task) {
     QapiHelper *helper = qapi_target_helper(task->target);
     Migration *migration = qapi_target_parts(task->target)->migration;
     g_mutex_lock(&helper->lock);
     migration->active_us = g_get_monotonic_time();
     if (migration->status == MIGRATION_SETUP)
         set_status_locked(task->target, migration, MIGRATION_ACTIVE);
+    uint64_t max_bandwidth = migration->max_bandwidth;
     g_mutex_unlock(&helper->lock);
+    return max_bandwidth;
 }
 
 static gboolean send_snapshot(MigrationJob *task, GError **error) {
     QapiHelper *helper = qapi_target_helper(task->target);
     Migration *migration = qapi_target_parts(task->target)->migration;
-    begin_active(task);
+    uint64_t max_bandwidth = begin_active(task);
     g_autoptr(QapiScratchImage) scratch =
-        qapi_scratch_image_take(task->target, migration->max_bandwidth, on_progress, task, error);
+        qapi_scratch_image_take(task->target, max_bandwidth, on_progress, task, error);
     if (!scratch)
         return FALSE;
     g_mutex_lock(&helper->lock);
     migration->pause_ns = scratch->pause_ns;
     migration->total_bytes = scratch->length_bytes;
+    migration->data_bytes = scratch->data_bytes;
     g_mutex_unlock(&helper->lock);
     return qemu_export_stream(scratch->image, qapi_stream_output_fd(task->output),
                               qapi_stream_output_sent_bytes(task->output), on_progress, task, error) &&
@@ -220,7 +225,8 @@ static gboolean begin_setup(QapiTarget *target, QapiJob *job, const char *uri, G
         migration->job = job;
         migration->start_us = g_get_monotonic_time();
         migration->active_us = migration->end_us = 0;
-        migration->total_bytes = migration->done_bytes = migration->sent_bytes = migration->pause_ns = 0;
+        migration->total_bytes = migration->done_bytes = migration->sent_bytes = 0;
+        migration->data_bytes = migration->pause_ns = 0;
         g_clear_pointer(&migration->error, g_free);
         set_status_locked(target, migration, MIGRATION_SETUP);
     }
@@ -264,7 +270,11 @@ static json_object *ram_to_json_locked(const Migration *migration) {
     uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
     gint64 end_us = migration->end_us ? migration->end_us : g_get_monotonic_time();
     double seconds = (double)MAX(end_us - migration->start_us, 1) / 1e6;
-    uint64_t normal = MIN(migration->sent_bytes, migration->done_bytes) / page_bytes;
+    /* Pages of zeros are nine bytes each in the stream: what was sent tells how many were not, until all is known.
+     */
+    gboolean complete = migration->status == MIGRATION_COMPLETED;
+    uint64_t sent = MIN(migration->sent_bytes, migration->done_bytes);
+    uint64_t normal = (complete ? migration->data_bytes : MIN(sent, migration->data_bytes)) / page_bytes;
     const struct {
         const char *name;
         uint64_t value;
@@ -298,7 +308,8 @@ static void add_ms(json_object *object, const char *name, gint64 us) {
     qapi_json_add(object, name, json_object_new_int64(us / 1000));
 }
 
-static json_object *migration_to_json_locked(const Migration *migration) {
+static json_object *migration_to_json_locked(const QapiTargetParts *parts) {
+    const Migration *migration = parts->migration;
     json_object *object = json_object_new_object();
     if (migration->status == MIGRATION_NONE)
         return object;
@@ -318,13 +329,7 @@ static json_object *migration_to_json_locked(const Migration *migration) {
 }
 
 json_object *qmp_query_migrate(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = qapi_call_target(call, error);
-    if (!target)
-        return NULL;
-    g_mutex_lock(&call->helper->lock);
-    json_object *result = migration_to_json_locked(qapi_target_parts(target)->migration);
-    g_mutex_unlock(&call->helper->lock);
-    return result;
+    return qapi_target_query(call, migration_to_json_locked, error);
 }
 
 /* ---- capabilities and parameters ------------------------------------------------------------------------- */
@@ -376,25 +381,23 @@ json_object *qmp_migrate_set_capabilities(QapiCall *call, GError **error) {
     return NULL;
 }
 
-json_object *qmp_query_migrate_capabilities(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = qapi_call_target(call, error);
-    if (!target)
-        return NULL;
-    g_mutex_lock(&call->helper->lock);
-    gboolean events = qapi_target_parts(target)->migration->events;
-    gboolean snapshot = qapi_target_parts(target)->migration->background_snapshot;
-    g_mutex_unlock(&call->helper->lock);
+static json_object *capabilities_to_json_locked(const QapiTargetParts *parts) {
+    const Migration *migration = parts->migration;
     json_object *list = json_object_new_array();
     for (guint i = 0; i < G_N_ELEMENTS(capabilities); i++) {
         const char *name = capabilities[i];
         json_object *status = json_object_new_object();
         qapi_json_add_bool(status, "state",
-                           (events && g_str_equal(name, "events")) ||
-                               (snapshot && g_str_equal(name, "background-snapshot")));
+                           (migration->events && g_str_equal(name, "events")) ||
+                               (migration->background_snapshot && g_str_equal(name, "background-snapshot")));
         qapi_json_add_string(status, "capability", name);
         json_object_array_add(list, status);
     }
     return list;
+}
+
+json_object *qmp_query_migrate_capabilities(QapiCall *call, GError **error) {
+    return qapi_target_query(call, capabilities_to_json_locked, error);
 }
 
 /* What is not supported is refused by name. */
@@ -427,16 +430,13 @@ json_object *qmp_migrate_set_parameters(QapiCall *call, GError **error) {
     return NULL;
 }
 
+static json_object *parameters_to_json_locked(const QapiTargetParts *parts) {
+    json_object *object = json_object_new_object();
+    qapi_json_add_uint(object, "max-bandwidth", parts->migration->max_bandwidth);
+    qapi_json_add_uint(object, "downtime-limit", parts->migration->downtime_limit_ms);
+    return object;
+}
+
 json_object *qmp_query_migrate_parameters(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = qapi_call_target(call, error);
-    if (!target)
-        return NULL;
-    g_mutex_lock(&call->helper->lock);
-    uint64_t max_bandwidth = qapi_target_parts(target)->migration->max_bandwidth;
-    uint64_t downtime_limit_ms = qapi_target_parts(target)->migration->downtime_limit_ms;
-    g_mutex_unlock(&call->helper->lock);
-    json_object *result = json_object_new_object();
-    qapi_json_add_uint(result, "max-bandwidth", max_bandwidth);
-    qapi_json_add_uint(result, "downtime-limit", downtime_limit_ms);
-    return result;
+    return qapi_target_query(call, parameters_to_json_locked, error);
 }

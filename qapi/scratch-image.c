@@ -22,12 +22,19 @@ static gboolean go_on(const SnapSaveStats *stats, void *opaque) {
     return progress->func(0, stats->pages_total * (uint64_t)sysconf(_SC_PAGESIZE), progress->opaque);
 }
 
+static void add_region(QapiScratchImage *scratch, guint i) {
+    uint64_t start = 0, end = 0;
+    scratch->length_bytes += snap_image_region(scratch->image, i)->length_bytes;
+    for (uint64_t from = 0; snap_image_next_data(scratch->image, i, from, &start, &end); from = end)
+        scratch->data_bytes += end - start;
+}
+
 static gboolean open_image(QapiScratchImage *scratch, GError **error) {
     scratch->image = snap_image_open(scratch->dir, error);
     if (!scratch->image)
         return FALSE;
     for (guint i = 0; i < snap_image_info(scratch->image)->n_regions; i++)
-        scratch->length_bytes += snap_image_region(scratch->image, i)->length_bytes;
+        add_region(scratch, i);
     return TRUE;
 }
 

@@ -14,6 +14,7 @@ typedef struct {
     SnapImage *image;
     uint64_t pause_ns;
     uint64_t length_bytes; /* of its regions */
+    uint64_t data_bytes;   /* of these, not zero */
 } QapiScratchImage;
 
 /**

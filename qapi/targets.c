@@ -179,19 +179,12 @@ static void unwatch(QapiTarget *target) {
 
 /* ---- target-add ------------------------------------------------------------------------------------------ */
 
-static gboolean is_id(const char *id) {
-    gboolean ok = g_ascii_isalpha(id[0]);
-    for (; ok && *id; id++)
-        ok = g_ascii_isalnum(*id) || *id == '-' || *id == '.' || *id == '_';
-    return ok;
-}
-
 static gboolean check_locked(QapiHelper *helper, const char *id, int pid, GError **error) {
     if (helper->closing) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_CANCELLED, "the helper is ending");
         return FALSE;
     }
-    if (!is_id(id)) {
+    if (!qapi_is_id(id)) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Invalid target ID '%s'", id);
         return FALSE;
     }
@@ -359,4 +352,15 @@ void qapi_target_emit(QapiTarget *target, const char *event, json_object *data, 
         data = json_object_new_object();
     qapi_json_add_string(data, "target", target->id);
     qapi_emit_at(target->helper, event, data, time_us ? time_us : g_get_real_time());
+}
+
+json_object *qapi_target_query(const QapiCall *call, json_object *(*to_json_locked)(const QapiTargetParts *parts),
+                               GError **error) {
+    g_autoptr(QapiTarget) target = qapi_call_target(call, error);
+    if (!target)
+        return NULL;
+    g_mutex_lock(&call->helper->lock);
+    json_object *result = to_json_locked(&target->parts);
+    g_mutex_unlock(&call->helper->lock);
+    return result;
 }

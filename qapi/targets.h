@@ -59,3 +59,11 @@ typedef struct {
 
 const QapiTargetParts *qapi_target_parts(const QapiTarget *target);
 QapiHelper *qapi_target_helper(const QapiTarget *target);
+
+/**
+ * qapi_target_query: what one family keeps with the guest that the argument "target" of @call names.
+ * @to_json_locked: called with the helper's lock held. Return: (out).
+ * Errors: as qapi_target_find(). Return: (out).
+ */
+json_object *qapi_target_query(const QapiCall *call, json_object *(*to_json_locked)(const QapiTargetParts *parts),
+                               GError **error);
