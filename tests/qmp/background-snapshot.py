@@ -66,8 +66,8 @@ class Helper(qmpd.Vmsnapd):
     def check_nothing_left(self, guest):
         """No image that was only a step, no child, no hold on the guest."""
         assert sorted(os.listdir(self.folder)) == ["qmp", "vmsnapd.log"], os.listdir(self.folder)
+        self.client.command("target-del", id="g")  # with its guard, which may be a child of any thread till then
         assert not children_of(self.pid), children_of(self.pid)
-        self.client.command("target-del", id="g")
         guest.check_released()
 
 
