@@ -4,9 +4,8 @@
  */
 #include "chunk.h"
 
+#include "bytes.h"
 #include "hash.h"
-
-#include <string.h>
 
 static const char magic[8] = {'s', 'n', 'a', 'p', '-', 'i', 'd', 'x'};
 
@@ -95,28 +94,6 @@ SnapChunkRecord snap_chunk_record_make(uint64_t index, uint64_t page_bytes, uint
         .codec = SNAP_CODEC_RAW,
         .xxh3 = xxh3,
     };
-}
-
-static uint8_t *put32(uint8_t *at, uint32_t value) {
-    value = GUINT32_TO_LE(value);
-    return (uint8_t *)memcpy(at, &value, sizeof value) + sizeof value;
-}
-
-static uint8_t *put64(uint8_t *at, uint64_t value) {
-    value = GUINT64_TO_LE(value);
-    return (uint8_t *)memcpy(at, &value, sizeof value) + sizeof value;
-}
-
-static uint32_t get32(const uint8_t *at) {
-    uint32_t value;
-    memcpy(&value, at, sizeof value);
-    return GUINT32_FROM_LE(value);
-}
-
-static uint64_t get64(const uint8_t *at) {
-    uint64_t value;
-    memcpy(&value, at, sizeof value);
-    return GUINT64_FROM_LE(value);
 }
 
 /*

@@ -19,6 +19,14 @@ void snap_guest_set_identity(SnapGuest *guest, const char *identity) {
     guest->identity = g_strdup(identity);
 }
 
+void snap_guest_set_move_ops(SnapGuest *guest, const SnapMoveOps *ops) {
+    guest->move_ops = ops;
+}
+
+const SnapMoveOps *snap_guest_move_ops(const SnapGuest *guest) {
+    return guest->move_ops;
+}
+
 void snap_guest_drop_log(SnapGuest *guest) {
     g_clear_pointer(&guest->log.tracker, snap_sync_free);
     g_clear_pointer(&guest->log.image_id, g_free);

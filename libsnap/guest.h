@@ -16,7 +16,8 @@ struct SnapGuest {
     int pid;
     const SnapGuestOps *ops;
     void *opaque;
-    char *identity; /* (nullable) */
+    const SnapMoveOps *move_ops; /* (nullable) */
+    char *identity;              /* (nullable) */
     SnapGuestLog log;
     SnapTracker *tracker; /* (nullable) (borrow): it makes room for a snapshot */
 };

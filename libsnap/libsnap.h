@@ -619,6 +619,236 @@ gboolean snap_image_fold(const char *parent_dir, const char *child_dir, GError *
  */
 gboolean snap_image_fold_recover(const char *dir, GError **error);
 
+/* ---- moving a guest -------------------------------------------------------------------------------------- */
+
+/*
+ * What a guest needs beyond SnapGuestOps to be moved: the first two where it leaves, the others where it arrives.
+ * The program at each end has a SnapGuest of its own, made by snap_guest_new(); the one that receives has not run
+ * yet. All are called in the thread of the migration.
+ *
+ * Leaving:   …rounds while it runs…  pause(READY)  pause(STOP)  list_regions(TRUE)  get_state  …  then one of
+ *            resume, it stays here after all; or hand_over: it never runs here again.
+ * Arriving:  list_regions(FALSE)  …memory…  load_state  start
+ */
+typedef struct {
+    /* Stopped, and owned by the other side from now on. resume is not called any more. */
+    void (*hand_over)(void *opaque);
+    /* (nullable) Slow the guest down: it may run at most 100 - @percent of the time, 0 to 99. 0: as it likes.
+     * Quick. */
+    void (*throttle)(void *opaque, unsigned percent);
+    /* All memory is in place, or will be by the time it is touched: load the device state. Nothing may run yet. In
+     * a post-copy a page that is touched is fetched; where that fails it is zeros, and so does the migration. */
+    gboolean (*load_state)(void *opaque, GPtrArray *states, GError **error);
+    /* It is this side's now: let it run, if by its state it ran. Leave memory to the threads that run it: in a
+     * post-copy they may wait for a page until this thread has connected again. */
+    gboolean (*start)(void *opaque, GError **error);
+} SnapMoveOps;
+
+/** snap_guest_set_move_ops: let it be moved. @ops: (borrow) for the life of the guest; they get its opaque
+ * pointer. */
+void snap_guest_set_move_ops(SnapGuest *guest, const SnapMoveOps *ops);
+/** snap_guest_move_ops: (borrow) NULL where it cannot be moved. Thread: any. */
+const SnapMoveOps *snap_guest_move_ops(const SnapGuest *guest);
+
+/* Where a migration is, at either end. The tables of what follows what are in outgoing.h and incoming.h. */
+typedef enum {
+    SNAP_MIGRATION_SETUP,          /* connecting, listening, comparing */
+    SNAP_MIGRATION_ACTIVE,         /* memory goes over, the guest runs at the source */
+    SNAP_MIGRATION_PRE_SWITCHOVER, /* source: waits for snap_outgoing_continue() */
+    SNAP_MIGRATION_DEVICE,         /* the guest stands: the last of its memory, and its state */
+    SNAP_MIGRATION_POSTCOPY,       /* it runs at the destination, and memory follows */
+    SNAP_MIGRATION_UNCONNECTED,    /* the connection was lost at a point where neither can end it: to be resumed */
+    SNAP_MIGRATION_RECOVER,        /* it is being resumed */
+    SNAP_MIGRATION_STANDBY,        /* replication: an epoch is in force at the destination */
+    SNAP_MIGRATION_COMPLETED,
+    SNAP_MIGRATION_FAILED,    /* the source has the guest as before; the destination none */
+    SNAP_MIGRATION_CANCELLED, /* the same, on request */
+    SNAP_MIGRATION_MAX
+} SnapMigrationPhase;
+
+/** snap_migration_phase_name: "setup", "active", "pre-switchover" … Return: a static string; NULL when out of
+ * range. */
+const char *snap_migration_phase_name(SnapMigrationPhase phase);
+
+typedef enum { SNAP_COMPRESS_NONE, SNAP_COMPRESS_ZSTD } SnapCompress;
+
+/* What may be changed while it runs: snap_outgoing_set_limits(). */
+typedef struct {
+    uint64_t max_bandwidth_bytes;          /* a second, all channels together; 0: no limit */
+    uint64_t max_postcopy_bandwidth_bytes; /* a second, of what is not asked for; 0: no limit */
+    uint64_t downtime_limit_ms;            /* the guest may stand so long; 0: 300 */
+    uint64_t dirty_limit_bytes;            /* throttle it so that it dirties no more a second; 0: no limit */
+} SnapMigrationLimits;
+
+typedef struct {
+    const char *uri; /* unix:PATH, tcp:HOST:PORT, fd:N (taken), exec:COMMAND, file:PATH */
+    SnapMigrationLimits limits;
+    guint n_channels; /* 1 to 8; 0: 1. Above 1: unix: and tcp: only */
+    SnapCompress compress;
+    int compress_level; /* 1 to 19; 0: 1 */
+    gboolean
+        pause_before_switchover; /* wait for snap_outgoing_continue() in PRE_SWITCHOVER, with the guest stopped */
+    gboolean may_postcopy;       /* snap_outgoing_start_postcopy() may come; the destination has to be able to */
+    /* Throttle a guest that does not converge: from throttle_initial per cent on, in steps of throttle_increment,
+     * up to throttle_max. 0: 20, 10, 99. */
+    gboolean auto_converge;
+    unsigned throttle_initial, throttle_increment, throttle_max;
+    /* Fail when so many rounds in a row have not brought it nearer, throttled as far as it may be; 0: 30. Not
+     * where may_postcopy is set, which is another way out. */
+    unsigned max_useless_rounds;
+    /* A connection that is silent for so long is lost, and so is one whose other side leaves a guest that stands
+     * waiting for so long, before it is ready; 0: 10 s. */
+    uint64_t silence_ms;
+    /* Replicate instead of moving: an epoch every so many ms; 0: move. */
+    uint64_t epoch_ms;
+} SnapOutgoingOptions;
+
+/* Where a migration is, in numbers; after its end, what it was. */
+typedef struct {
+    SnapMigrationPhase phase;
+    SnapMigrationPhase
+        since;            /* the phase before UNCONNECTED or RECOVER: POSTCOPY, or DEVICE where GO was under way */
+    uint64_t total_bytes; /* of memory */
+    uint64_t remaining_bytes;                               /* of memory, still to be sent, as is known now */
+    uint64_t sent_bytes;                                    /* on all channels */
+    uint64_t precopy_bytes, downtime_bytes, postcopy_bytes; /* of them: in which part */
+    uint64_t multifd_bytes;                                 /* of them: on data channels */
+    uint64_t pages_zero;
+    uint64_t pages_normal;
+    uint64_t rounds; /* how often the log was collected; 1: the first copy */
+    uint64_t dirty_pages_per_second;
+    uint64_t bytes_per_second; /* of memory that goes over */
+    uint64_t pages_per_second;
+    uint64_t postcopy_requests;
+    uint64_t expected_downtime_ns;
+    uint64_t downtime_ns; /* 0 before it is known. Source: stop to STARTED */
+    uint64_t setup_ns;
+    uint64_t total_ns;
+    unsigned throttle_percent;
+    uint64_t epoch;          /* replication: the last one in force */
+    uint64_t epoch_pause_ns; /* the guest's pause for it */
+    uint64_t page_bytes;
+} SnapMigrationStats;
+
+/* Tells of each new phase and each round (SNAP_MIGRATION_ACTIVE again). In the migration's thread: be quick, do
+ * not call back. */
+typedef void (*SnapMigrationFunc)(SnapMigrationPhase phase, uint64_t round, void *opaque);
+
+/*
+ * The source of a migration: a job with a thread "snap-outgoing". Until the destination has confirmed that it has
+ * everything, the guest runs on here whatever fails.
+ */
+typedef struct SnapOutgoing SnapOutgoing;
+
+/**
+ * snap_outgoing_start: begin; returns at once.
+ * @guest: (borrow) until snap_outgoing_free(). To be moved it needs hand_over. Nobody else may log its writes.
+ * @options: (borrow). @func, @opaque: (nullable) who is told.
+ * Errors: USAGE, an option is out of range, or the URI; REFUSED, the guest cannot be moved, or its writes are
+ * logged by somebody else. Return: (out) free with snap_outgoing_free().
+ */
+SnapOutgoing *snap_outgoing_start(SnapGuest *guest, const SnapOutgoingOptions *options, SnapMigrationFunc func,
+                                  void *opaque, GError **error);
+
+/**
+ * snap_outgoing_wait: until it is in COMPLETED (TRUE), or FAILED, CANCELLED or UNCONNECTED (FALSE); at most
+ * @timeout_ms
+ *   (-1: without limit).
+ * Errors: TIMED_OUT, it still runs; IO, what happened to the connection, also in UNCONNECTED; REFUSED, by the
+ * other side, in its words; PROTOCOL; CANCELLED; FAILED, the guest does not converge; those of
+ * snap_tracker_collect() and of the guest's functions. Thread: any.
+ */
+gboolean snap_outgoing_wait(SnapOutgoing *outgoing, int timeout_ms, GError **error);
+
+/**
+ * snap_outgoing_cancel: give it up; returns at once. The guest stays here, and runs if it ran.
+ * Errors: REFUSED, it is too late: the other side may have the guest. Thread: any.
+ */
+gboolean snap_outgoing_cancel(SnapOutgoing *outgoing, GError **error);
+
+/** snap_outgoing_continue: go on from PRE_SWITCHOVER. Errors: REFUSED, it is not there. Thread: any. */
+gboolean snap_outgoing_continue(SnapOutgoing *outgoing, GError **error);
+
+/** snap_outgoing_start_postcopy: switch over as soon as may be, with pages missing. Errors: REFUSED, may_postcopy
+ * was not set, or it is not in SETUP or ACTIVE. Thread: any. */
+gboolean snap_outgoing_start_postcopy(SnapOutgoing *outgoing, GError **error);
+
+/** snap_outgoing_pause: cut the connection in POSTCOPY, which is UNCONNECTED then. Errors: REFUSED. Thread: any.
+ */
+gboolean snap_outgoing_pause(SnapOutgoing *outgoing, GError **error);
+
+/** snap_outgoing_resume: connect again, from UNCONNECTED. @uri: (borrow). Errors: USAGE; REFUSED. Thread: any. */
+gboolean snap_outgoing_resume(SnapOutgoing *outgoing, const char *uri, GError **error);
+
+/** snap_outgoing_hand_over: end a replication by handing the guest over at the next epoch. Errors: REFUSED.
+ * Thread: any. */
+gboolean snap_outgoing_hand_over(SnapOutgoing *outgoing, GError **error);
+
+/** snap_outgoing_set_limits: they hold at once. @limits: (borrow). Thread: any. */
+void snap_outgoing_set_limits(SnapOutgoing *outgoing, const SnapMigrationLimits *limits);
+
+/** snap_outgoing_get_stats: @ret_stats: (out). Never blocks on I/O. Thread: any. */
+void snap_outgoing_get_stats(SnapOutgoing *outgoing, SnapMigrationStats *ret_stats);
+
+/**
+ * snap_outgoing_free: cancel it if it runs, wait for its thread, free. Where it cannot be cancelled any more the
+ * guest is not resumed: it is the other side's. NULL is allowed.
+ */
+void snap_outgoing_free(SnapOutgoing *outgoing);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapOutgoing, snap_outgoing_free)
+
+/*
+ * The destination: a job with a thread "snap-incoming", and "snap-missing" in a post-copy. The guest is started
+ * when all of it is here, or in a post-copy will be, and the source has let go of it; never before.
+ */
+typedef struct SnapIncoming SnapIncoming;
+
+typedef struct {
+    const char *uri;       /* where to listen; file: and exec: are read */
+    uint64_t silence_ms;   /* 0: what the source says */
+    const char *image_dir; /* without a guest: a folder, in which each epoch is an image "000001"…, each a child of
+                              the one before */
+} SnapIncomingOptions;
+
+/**
+ * snap_incoming_start: listen; returns when it does.
+ * @guest: (borrow) until snap_incoming_free(): with move_ops, never run. What its memory holds is dropped. NULL:
+ * into images. Errors: USAGE; EXISTS; REFUSED, the guest cannot be moved here; IO.
+ */
+SnapIncoming *snap_incoming_start(SnapGuest *guest, const SnapIncomingOptions *options, SnapMigrationFunc func,
+                                  void *opaque, GError **error);
+
+/** snap_incoming_wait: until the guest runs here and all of it is (COMPLETED; TRUE), or FAILED, CANCELLED or
+ * UNCONNECTED. Errors: as of snap_outgoing_wait(); CORRUPT, a checksum is wrong. TIMED_OUT is @timeout_ms only: a
+ * source that was silent is IO. */
+gboolean snap_incoming_wait(SnapIncoming *incoming, int timeout_ms, GError **error);
+
+/** snap_incoming_cancel: give it up; a standby as well. Errors: REFUSED, it is too late: the guest may be this
+ * side's. */
+gboolean snap_incoming_cancel(SnapIncoming *incoming, GError **error);
+
+/** snap_incoming_recover: listen again, in UNCONNECTED; or in COMPLETED, for a source that lost its connection
+ * before it heard of that. @uri: (borrow). Errors: USAGE; REFUSED; EXISTS; IO. Thread: any. */
+gboolean snap_incoming_recover(SnapIncoming *incoming, const char *uri, GError **error);
+
+/**
+ * snap_incoming_promote: a standby becomes the guest: what has come of an unfinished epoch is dropped, and it is
+ * started as it was at the last one. The caller vouches that the source does not run it any more. Returns when it
+ * was asked for; snap_incoming_wait() tells how it went. Errors: REFUSED, it is not a standby, or no epoch is
+ * complete. Thread: any.
+ */
+gboolean snap_incoming_promote(SnapIncoming *incoming, GError **error);
+
+/** snap_incoming_uri: (out) g_free() it: where it listens, of tcp: with port 0 with the port. Thread: any. */
+char *snap_incoming_uri(SnapIncoming *incoming);
+
+/** snap_incoming_get_stats: @ret_stats: (out). Thread: any. */
+void snap_incoming_get_stats(SnapIncoming *incoming, SnapMigrationStats *ret_stats);
+
+/** snap_incoming_free: end it; a guest that was started runs on, if nothing of it is missing. NULL is allowed. */
+void snap_incoming_free(SnapIncoming *incoming);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapIncoming, snap_incoming_free)
+
 /* ---- this machine ---------------------------------------------------------------------------------------- */
 
 typedef enum {

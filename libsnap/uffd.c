@@ -49,13 +49,19 @@ int snap_uffd_api(int uffd, uint64_t features) {
     return call(uffd, UFFDIO_API, &api);
 }
 
-int snap_uffd_register(int uffd, uint64_t start, uint64_t length) {
-    struct uffdio_register reg = {.range = {.start = start, .len = length}, .mode = UFFDIO_REGISTER_MODE_WP};
+/* -EINVAL where the range takes the registration, but not the calls that would serve it. */
+static int register_for(int uffd, uint64_t start, uint64_t length, uint64_t mode, uint64_t calls) {
+    struct uffdio_register reg = {.range = {.start = start, .len = length}, .mode = mode};
     int result = call(uffd, UFFDIO_REGISTER, &reg);
-    if (result == 0 && !(reg.ioctls & (1ull << _UFFDIO_WRITEPROTECT))) {
-        return -EINVAL;
-    }
-    return result;
+    return result == 0 && (reg.ioctls & calls) != calls ? -EINVAL : result;
+}
+
+int snap_uffd_register(int uffd, uint64_t start, uint64_t length) {
+    return register_for(uffd, start, length, UFFDIO_REGISTER_MODE_WP, 1ull << _UFFDIO_WRITEPROTECT);
+}
+
+int snap_uffd_register_missing(int uffd, uint64_t start, uint64_t length) {
+    return register_for(uffd, start, length, UFFDIO_REGISTER_MODE_MISSING, 1ull << _UFFDIO_COPY);
 }
 
 int snap_uffd_unregister(int uffd, uint64_t start, uint64_t length) {
@@ -83,6 +89,23 @@ int snap_uffd_wake(int uffd, uint64_t start, uint64_t length) {
 
 bool snap_uffd_event_pending(int uffd) {
     return writeprotect(uffd, 0, 0, 0) == -EAGAIN;
+}
+
+/* What was done of it, or why nothing was. The kernel says both in one field, which it does not always write. */
+static int64_t done_or(int result, int64_t done) {
+    return done > 0 ? done : result < 0 ? result : -EAGAIN;
+}
+
+int64_t snap_uffd_copy(int uffd, uint64_t start, const void *from, uint64_t length) {
+    struct uffdio_copy copy = {.dst = start, .src = (uintptr_t)from, .len = length};
+    int result = call(uffd, UFFDIO_COPY, &copy);
+    return done_or(result, copy.copy);
+}
+
+int64_t snap_uffd_zero(int uffd, uint64_t start, uint64_t length) {
+    struct uffdio_zeropage zero = {.range = {.start = start, .len = length}};
+    int result = call(uffd, UFFDIO_ZEROPAGE, &zero);
+    return done_or(result, zero.zeropage);
 }
 
 int snap_uffd_read(int uffd, struct uffd_msg *ret_msg) {

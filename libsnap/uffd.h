@@ -30,6 +30,12 @@ int snap_uffd_api(int uffd, uint64_t features);
  */
 int snap_uffd_register(int uffd, uint64_t start, uint64_t length);
 
+/*
+ * Register it for missing pages: whoever touches a page that is not there waits for snap_uffd_copy() or
+ * snap_uffd_zero(). Errors as above.
+ */
+int snap_uffd_register_missing(int uffd, uint64_t start, uint64_t length);
+
 /* Forget the range; everyone who waits in it is woken. Takes mmap_lock for write and walks the page tables. */
 int snap_uffd_unregister(int uffd, uint64_t start, uint64_t length);
 
@@ -42,6 +48,15 @@ int snap_uffd_unprotect(int uffd, uint64_t start, uint64_t length);
 
 /* Wake whoever waits in the range, which need not be registered or mapped any more. */
 int snap_uffd_wake(int uffd, uint64_t start, uint64_t length);
+
+/*
+ * Put pages in place where there are none, and wake whoever waits for them: of @from, or of zeros (not in
+ * hugetlb). Whole pages of that memory, in one registered mapping. Return: how many bytes were, which may be less
+ * than @length, or why none was: -EEXIST, the first page is there already; -EAGAIN, as above; -ENOENT; -ESRCH;
+ * -ENOMEM and -ENOSPC, there is no memory for it.
+ */
+int64_t snap_uffd_copy(int uffd, uint64_t start, const void *from, uint64_t length);
+int64_t snap_uffd_zero(int uffd, uint64_t start, uint64_t length);
 
 /*
  * Whether the guest is between the start of a munmap, mremap or madvise and the reading of its event. Meanwhile

@@ -1,0 +1,304 @@
+/*
+ * Without a guest: epochs become images, each the child of the one before.
+ *
+ * Happy path: the pages of a CHUNK are checked and written to a file that has no name, chunk by chunk as they
+ * come, each at a place of its own; what comes again goes to the same place. At END they are read back, in order,
+ * and put into an image; READY says that it is on disk. Failure modes: a full disk, or whatever the image writer
+ * fails with: the image is removed, the migration ends, those before it stay.
+ *
+ * Not straight into an image: a chunk is put there once, and the first copy has many rounds. Not kept in memory:
+ * it may be as large as the guest.
+ *
+ * Lock: a leaf. Data channels look their chunks up; each then has its chunks for itself.
+ */
+#include "incoming.h"
+
+#include "image-write.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BUFFERS = 16, NO_PLACE = -1 };
+
+/* A chunk that has come. */
+typedef struct {
+    uint64_t chunk;
+    uint64_t present;
+    uint64_t zero;
+    int64_t place; /* in the file, in chunks; NO_PLACE: nothing of it is there */
+} Arrived;
+
+struct SnapIncomingImage {
+    /* set before start */
+    int fd;               /* of the file without a name */
+    uint64_t chunk_bytes; /* of the largest pages */
+
+    /* under lock */
+    SnapLock lock;
+    GHashTable **chunks; /* a table a region, of Arrived by number */
+    int64_t n_places;
+
+    /* snap-incoming only */
+    unsigned n_images;
+    char *last; /* (nullable) the directory of the image before */
+};
+
+/* ---- the folder ------------------------------------------------------------------------------------------ */
+
+static bool is_image_name(const char *name) {
+    return strlen(name) == 6 && strspn(name, "0123456789") == 6;
+}
+
+gboolean snap_incoming_image_prepare(const char *dir, GError **error) {
+    g_autoptr(GDir) folder = NULL;
+    if (mkdir(dir, 0700) < 0 && errno != EEXIST) {
+        snap_set_errno(error, errno, "%s", dir);
+        return FALSE;
+    }
+    folder = g_dir_open(dir, 0, NULL);
+    if (!folder) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_IO, "%s: it cannot be read as a folder", dir);
+        return FALSE;
+    }
+    for (const char *name; (name = g_dir_read_name(folder));) {
+        if (is_image_name(name)) {
+            g_set_error(error, SNAP_ERROR, SNAP_ERROR_EXISTS, "%s: there are images in it, %s first", dir, name);
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+/* Some file systems have no O_TMPFILE. */
+static int open_nameless(const char *dir) {
+    int fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT))
+        return fd;
+    g_autofree char *path = g_build_filename(dir, ".incoming-XXXXXX", NULL);
+    fd = mkostemp(path, O_CLOEXEC);
+    if (fd >= 0)
+        unlink(path);
+    return fd;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------ */
+
+static uint64_t largest_page(const SnapIncoming *incoming) {
+    uint64_t bytes = incoming->hello.page_bytes;
+    for (guint i = 0; i < incoming->regions->len; i++) {
+        const SnapIncomingRegion *region = g_ptr_array_index(incoming->regions, i);
+        bytes = MAX(bytes, region->region->page_bytes);
+    }
+    return bytes;
+}
+
+SnapIncomingImage *snap_incoming_image_new(SnapIncoming *incoming, GError **error) {
+    int fd = open_nameless(incoming->image_dir);
+    if (fd < 0) {
+        snap_set_errno(error, errno, "%s: a temporary file", incoming->image_dir);
+        return NULL;
+    }
+    SnapIncomingImage *image = g_new0(SnapIncomingImage, 1);
+    snap_lock_init(&image->lock);
+    image->fd = fd;
+    image->chunk_bytes = largest_page(incoming) * SNAP_CHUNK_PAGES;
+    image->chunks = g_new0(GHashTable *, incoming->regions->len + 1); /* NULL at its end */
+    for (guint i = 0; i < incoming->regions->len; i++)
+        image->chunks[i] = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, g_free);
+    return image;
+}
+
+void snap_incoming_image_free(SnapIncomingImage *image) {
+    if (!image)
+        return;
+    for (guint i = 0; image->chunks[i]; i++)
+        g_hash_table_unref(image->chunks[i]);
+    g_free(image->chunks);
+    g_free(image->last);
+    close(image->fd);
+    snap_lock_clear(&image->lock);
+    g_free(image);
+}
+
+static void begin_anew(SnapIncomingImage *image) {
+    for (guint i = 0; image->chunks[i]; i++)
+        g_hash_table_remove_all(image->chunks[i]);
+    image->n_places = 0;
+    if (ftruncate(image->fd, 0) < 0)
+        return; /* what is there is written over */
+}
+
+/* ---- chunks ---------------------------------------------------------------------------------------------- */
+
+/* The chunk's entry; with a place in the file where @stored. */
+static Arrived *look_up(SnapIncomingImage *image, unsigned region, uint64_t chunk, bool stored) {
+    snap_lock(&image->lock);
+    Arrived *arrived = g_hash_table_lookup(image->chunks[region], &chunk);
+    if (!arrived) {
+        arrived = g_new(Arrived, 1);
+        *arrived = (Arrived){.chunk = chunk, .place = NO_PLACE};
+        g_hash_table_insert(image->chunks[region], &arrived->chunk, arrived);
+    }
+    if (stored && arrived->place == NO_PLACE)
+        arrived->place = image->n_places++;
+    snap_unlock(&image->lock);
+    return arrived;
+}
+
+static int write_all(int fd, const uint8_t *data, size_t length, uint64_t offset) {
+    while (length > 0) {
+        ssize_t n = pwrite(fd, data, length, (off_t)offset);
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        n = MAX(n, 0);
+        data += n;
+        offset += (uint64_t)n;
+        length -= (size_t)n;
+    }
+    return 0;
+}
+
+static int read_all(int fd, uint8_t *data, size_t length, uint64_t offset) {
+    while (length > 0) {
+        ssize_t n = pread(fd, data, length, (off_t)offset);
+        if (n == 0 || (n < 0 && errno != EINTR))
+            return n == 0 ? -EIO : -errno;
+        n = MAX(n, 0);
+        data += n;
+        offset += (uint64_t)n;
+        length -= (size_t)n;
+    }
+    return 0;
+}
+
+gboolean snap_incoming_image_take(SnapIncomingLane *lane, SnapIncomingRegion *region, const SnapWireChunk *chunk,
+                                  GError **error) {
+    SnapIncomingImage *image = lane->incoming->image;
+    uint64_t stored = chunk->record.present & ~chunk->record.zero, page_bytes = region->region->page_bytes;
+    const uint8_t *pages = lane->pages;
+    unsigned first = 0, count = 0;
+    if (!snap_incoming_read_pages(lane, region, chunk, lane->pages, error))
+        return FALSE;
+    Arrived *arrived = look_up(image, chunk->region, chunk->chunk, stored != 0);
+    for (uint64_t left = stored; snap_chunk_take_run(&left, &first, &count); pages += count * page_bytes) {
+        uint64_t offset = (uint64_t)arrived->place * image->chunk_bytes + first * page_bytes;
+        int rc = write_all(image->fd, pages, count * page_bytes, offset);
+        if (rc < 0) {
+            snap_set_errno(error, -rc, "%s: what has come of an epoch", lane->incoming->image_dir);
+            return FALSE;
+        }
+    }
+    arrived->present |= chunk->record.present;
+    arrived->zero = (arrived->zero & ~stored) | chunk->record.zero;
+    return TRUE;
+}
+
+/* ---- the image ------------------------------------------------------------------------------------------- */
+
+/* Pages of zeros are part of it: the parent may have something else there. */
+static gboolean put_chunk(SnapIncomingImage *image, SnapImageWriter *writer, unsigned region, uint64_t page_bytes,
+                          const Arrived *arrived, GError **error) {
+    uint64_t stored = arrived->present & ~arrived->zero;
+    unsigned first = 0, count = 0;
+    if (stored == 0)
+        return snap_image_writer_put_zero(writer, region, arrived->chunk, arrived->present, error);
+    SnapChunk *chunk = snap_image_writer_get(writer, -1, error);
+    if (!chunk)
+        return FALSE;
+    chunk->region = region;
+    chunk->index = arrived->chunk;
+    chunk->present = arrived->present;
+    for (uint64_t left = arrived->zero; snap_chunk_take_run(&left, &first, &count);)
+        memset(chunk->data + first * page_bytes, 0, count * page_bytes);
+    for (uint64_t left = stored; snap_chunk_take_run(&left, &first, &count);) {
+        uint64_t offset = (uint64_t)arrived->place * image->chunk_bytes + first * page_bytes;
+        int rc = read_all(image->fd, chunk->data + first * page_bytes, count * page_bytes, offset);
+        if (rc < 0) {
+            snap_set_errno(error, -rc, "what has come of an epoch cannot be read back");
+            return FALSE;
+        }
+    }
+    return snap_image_writer_put(writer, chunk, error);
+}
+
+static int by_number(const void *a, const void *b) {
+    const Arrived *x = *(Arrived *const *)a, *y = *(Arrived *const *)b;
+    return x->chunk < y->chunk ? -1 : x->chunk > y->chunk;
+}
+
+static gboolean put_region(SnapIncomingImage *image, SnapImageWriter *writer, const SnapIncomingRegion *region,
+                           unsigned number, GError **error) {
+    g_autoptr(GPtrArray) arrived = g_ptr_array_new();
+    GHashTableIter iter;
+    gpointer value = NULL;
+    g_hash_table_iter_init(&iter, image->chunks[number]);
+    while (g_hash_table_iter_next(&iter, NULL, &value))
+        g_ptr_array_add(arrived, value);
+    g_ptr_array_sort(arrived, by_number);
+    for (guint i = 0; i < arrived->len; i++) {
+        const Arrived *at = g_ptr_array_index(arrived, i);
+        if (!put_chunk(image, writer, number, region->region->page_bytes, at, error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
+static gboolean set_parent(SnapIncomingImage *image, SnapImageWriter *writer, GError **error) {
+    if (!image->last)
+        return TRUE;
+    g_autoptr(SnapImage) parent = snap_image_open(image->last, error);
+    return parent && snap_image_writer_set_parent(writer, parent, error);
+}
+
+/* The same for all images of one migration, and for no others. */
+static char *identity(const SnapIncoming *incoming) {
+    GString *text = g_string_new("migration-");
+    for (unsigned i = 0; i < sizeof incoming->hello.id.bytes; i++)
+        g_string_append_printf(text, "%02x", incoming->hello.id.bytes[i]);
+    return g_string_free(text, FALSE);
+}
+
+static gboolean put_all(SnapIncoming *incoming, SnapImageWriter *writer, GError **error) {
+    g_autofree char *guest = identity(incoming);
+    if (!set_parent(incoming->image, writer, error) || !snap_image_writer_set_guest(writer, guest, error))
+        return FALSE;
+    for (guint i = 0; i < incoming->regions->len; i++) {
+        const SnapIncomingRegion *region = g_ptr_array_index(incoming->regions, i);
+        if (!snap_image_writer_add_region(writer, region->region, error))
+            return FALSE;
+    }
+    for (guint i = 0; i < incoming->regions->len; i++) {
+        if (!put_region(incoming->image, writer, g_ptr_array_index(incoming->regions, i), i, error))
+            return FALSE;
+    }
+    for (guint i = 0; i < incoming->next_states->len; i++) {
+        if (!snap_image_writer_add_state(writer, g_ptr_array_index(incoming->next_states, i), error))
+            return FALSE;
+    }
+    return TRUE;
+}
+
+gboolean snap_incoming_image_commit(SnapIncoming *incoming, GError **error) {
+    SnapIncomingImage *image = incoming->image;
+    g_autofree char *name = g_strdup_printf("%06u", image->n_images + 1);
+    g_autofree char *dir = g_build_filename(incoming->image_dir, name, NULL);
+    int64_t created_us = g_get_real_time();
+    const SnapStatistic statistics[] = {{"epoch", incoming->epoch + 1}};
+    bool replicates = incoming->hello.purpose == SNAP_WIRE_REPLICATE;
+    g_autoptr(SnapImageWriter) writer =
+        snap_image_writer_new(dir, incoming->driver, image->chunk_bytes / SNAP_CHUNK_PAGES, BUFFERS, error);
+    if (!writer || !put_all(incoming, writer, error) ||
+        !snap_image_writer_commit(writer, created_us, statistics, replicates ? 1 : 0, error)) {
+        g_prefix_error(error, "image %s: ", name);
+        return FALSE;
+    }
+    image->n_images++;
+    g_free(image->last);
+    image->last = g_steal_pointer(&dir);
+    begin_anew(image);
+    return TRUE;
+}

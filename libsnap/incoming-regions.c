@@ -1,0 +1,164 @@
+/*
+ * The guest's memory, as both sides know it.
+ *
+ * Happy path: the guest lists its regions; each REGION finds its own by name, with the same length, page size and
+ * guest address; none is left out. Then the memory is dropped: what the source does not send is zeros. Failure
+ * modes: REFUSED, the first difference by name.
+ *
+ * Dropping gives pages back where the mapping allows it; what still holds something afterwards (a private mapping
+ * of a file, memory that is locked, a device's) is overwritten.
+ */
+#include "incoming.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+void snap_incoming_region_free(gpointer data) {
+    SnapIncomingRegion *region = data;
+    uint64_t n_granules = region->parts ? region->region->length_bytes / region->region->granule_bytes : 0;
+    for (uint64_t i = 0; i < n_granules; i++)
+        g_free(region->parts[i]);
+    g_free(region->parts);
+    g_free(region->put);
+    g_free(region->missing);
+    g_free(region->asked);
+    snap_region_free(region->region);
+    g_free(region);
+}
+
+/* ---- comparing ------------------------------------------------------------------------------------------- */
+
+static gboolean refuse(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
+static gboolean refuse(GError **error, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "%s", text);
+    return FALSE;
+}
+
+static const char *cannot_receive(const SnapRegion *region) {
+    if (region->refusal)
+        return region->refusal;
+    if (region->memory == SNAP_MEMORY_FIXED)
+        return "it cannot be written here";
+    return region->length_bytes % region->page_bytes ? "its length is no multiple of its pages" : NULL;
+}
+
+GPtrArray *snap_incoming_list_regions(SnapIncoming *incoming, GError **error) {
+    g_autoptr(GPtrArray) own = g_ptr_array_new_with_free_func((GDestroyNotify)snap_region_free);
+    const SnapGuestOps *ops = incoming->guest->ops;
+    if (!ops->list_regions(incoming->guest->opaque, FALSE, own, error))
+        return NULL;
+    for (guint i = 0; i < own->len; i++) {
+        const SnapRegion *region = g_ptr_array_index(own, i);
+        const char *why = cannot_receive(region);
+        if (why) {
+            refuse(error, "region \"%s\": %s", region->name, why);
+            return NULL;
+        }
+    }
+    return g_steal_pointer(&own);
+}
+
+static gboolean differ(const char *name, const char *what, uint64_t there, uint64_t here, GError **error) {
+    return refuse(error,
+                  "region \"%s\" has %s 0x%" G_GINT64_MODIFIER "x there, and 0x%" G_GINT64_MODIFIER "x here", name,
+                  what, there, here);
+}
+
+static gboolean compare(const SnapRegion *own, const SnapWireRegion *theirs, GError **error) {
+    if (own->length_bytes != theirs->length_bytes)
+        return differ(own->name, "length", theirs->length_bytes, own->length_bytes, error);
+    if (own->page_bytes != theirs->page_bytes)
+        return differ(own->name, "pages of", theirs->page_bytes, own->page_bytes, error);
+    if (own->guest_address != theirs->guest_address)
+        return differ(own->name, "guest address", theirs->guest_address, own->guest_address, error);
+    return TRUE;
+}
+
+static void add(SnapIncoming *incoming, SnapRegion *region, const SnapWireRegion *theirs) {
+    SnapIncomingRegion *entry = g_new0(SnapIncomingRegion, 1);
+    entry->region = region;
+    entry->n_chunks = snap_chunk_count(region->length_bytes, region->page_bytes);
+    entry->source_granule_bytes = theirs->granule_bytes;
+    if (incoming->guest) {
+        entry->memory = (uint8_t *)(uintptr_t)region->host_address; /* this process's */
+        entry->put = g_new0(uint64_t, entry->n_chunks);
+    }
+    g_ptr_array_add(incoming->regions, entry);
+}
+
+/* Without a guest the region is what the source says it is; of its kind only huge pages can be told. */
+static void add_foreign(SnapIncoming *incoming, const char *name, const SnapWireRegion *theirs) {
+    bool huge = theirs->granule_bytes > theirs->page_bytes;
+    SnapRegion *region = snap_region_new(name, huge ? SNAP_MEMORY_HUGETLB : SNAP_MEMORY_ANON, theirs->host_address,
+                                         theirs->length_bytes);
+    region->guest_address = theirs->guest_address;
+    region->page_bytes = theirs->page_bytes;
+    region->granule_bytes = theirs->granule_bytes;
+    add(incoming, region, theirs);
+}
+
+gboolean snap_incoming_add_region(SnapIncoming *incoming, GPtrArray *own, const SnapWireRegion *theirs,
+                                  GError **error) {
+    g_autofree char *name = g_strndup(theirs->name, theirs->name_bytes);
+    if (!incoming->guest) {
+        add_foreign(incoming, name, theirs);
+        return TRUE;
+    }
+    for (guint i = 0; i < own->len; i++) {
+        const SnapRegion *region = g_ptr_array_index(own, i);
+        if (strcmp(region->name, name) != 0)
+            continue;
+        if (!compare(region, theirs, error))
+            return FALSE;
+        add(incoming, g_ptr_array_steal_index(own, i), theirs);
+        return TRUE;
+    }
+    return refuse(error, "there is no region \"%s\" here, or it came twice", name);
+}
+
+gboolean snap_incoming_check_regions(const GPtrArray *own, GError **error) {
+    if (own->len == 0)
+        return TRUE;
+    const SnapRegion *left = g_ptr_array_index(own, 0);
+    return refuse(error, "there is no region \"%s\" at the source", left->name);
+}
+
+/* ---- dropping -------------------------------------------------------------------------------------------- */
+
+/* 0 where nothing can be left; -errno where that is not known. */
+static int give_back(SnapMemory memory, void *start, uint64_t length_bytes) {
+    switch (memory) {
+    case SNAP_MEMORY_ANON:
+        return madvise(start, length_bytes, MADV_DONTNEED) < 0 ? -errno : 0;
+    case SNAP_MEMORY_SHMEM:
+    case SNAP_MEMORY_HUGETLB:
+        return madvise(start, length_bytes, MADV_REMOVE) < 0 ? -errno : 0;
+    default:
+        madvise(start, length_bytes, MADV_DONTNEED); /* a private copy; the file's bytes show again */
+        return -ENOTSUP;
+    }
+}
+
+int snap_incoming_drop_range(const SnapIncomingRegion *region, uint64_t offset, uint64_t length_bytes) {
+    return give_back(region->region->memory, region->memory + offset, length_bytes);
+}
+
+static void wipe(const SnapIncomingRegion *region) {
+    uint64_t page_bytes = region->region->page_bytes;
+    for (uint64_t at = 0; at < region->region->length_bytes; at += page_bytes) {
+        if (!snap_bytes_are_zero(region->memory + at, page_bytes))
+            memset(region->memory + at, 0, page_bytes);
+    }
+}
+
+void snap_incoming_drop_memory(SnapIncoming *incoming) {
+    for (guint i = 0; i < incoming->regions->len; i++) {
+        const SnapIncomingRegion *region = g_ptr_array_index(incoming->regions, i);
+        if (snap_incoming_drop_range(region, 0, region->region->length_bytes) < 0)
+            wipe(region);
+    }
+}
