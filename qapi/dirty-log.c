@@ -5,8 +5,11 @@
 #include "rounds.h"
 #include "schema-handlers.h"
 
+/* Who has the guest's log: nobody, a client or a measurement, a migration. */
+enum { LOG_FREE, LOG_TAKEN, LOG_RESERVED };
+
 struct DirtyLog {
-    /* atomic: somebody has the guest's log, a client or a measurement; whoever sets it opens it */
+    /* atomic: one of LOG_; whoever sets it from FREE has the guest's log */
     gint taken;
     /* atomic: of the round collected last, -1 without; nothing else hangs on it */
     gint pages_per_second;
@@ -29,7 +32,7 @@ static void end_locked(DirtyLog *log) {
     g_clear_pointer(&log->rounds, qapi_track_rounds_free);
     g_clear_pointer(&log->tracker, snap_tracker_free);
     g_atomic_int_set(&log->pages_per_second, -1);
-    g_atomic_int_set(&log->taken, 0);
+    g_atomic_int_set(&log->taken, LOG_FREE);
 }
 
 void qapi_dirty_log_free(DirtyLog *log) {
@@ -39,7 +42,7 @@ void qapi_dirty_log_free(DirtyLog *log) {
 }
 
 gboolean qapi_dirty_log_is_on(const DirtyLog *log) {
-    return g_atomic_int_get(&log->taken);
+    return g_atomic_int_get(&log->taken) == LOG_TAKEN;
 }
 
 int qapi_dirty_log_rate(const DirtyLog *log) {
@@ -52,17 +55,40 @@ static QapiTrackLog log_by_name(const char *name) {
     return g_strcmp0(name, "sync") == 0 ? QAPI_TRACK_LOG_SYNC : QAPI_TRACK_LOG_AUTO;
 }
 
-SnapTracker *qapi_dirty_log_open(QapiTarget *target, const char *mode, const char *region,
-                                 char **ret_why_not_async, GError **error) {
+static gboolean check_here(QapiTarget *target, GError **error) {
+    QapiHelper *helper = qapi_target_helper(target);
+    g_mutex_lock(&helper->lock);
+    QapiPlace place = qapi_target_place_locked(target);
+    g_mutex_unlock(&helper->lock);
+    return qapi_place_check(place, error);
+}
+
+static gboolean take(QapiTarget *target, gint user, GError **error) {
     DirtyLog *log = qapi_target_parts(target)->dirty_log;
-    if (!qapi_target_check(target, error))
-        return NULL;
-    if (!g_atomic_int_compare_and_exchange(&log->taken, 0, 1)) {
+    if (g_atomic_int_compare_and_exchange(&log->taken, LOG_FREE, user))
+        return TRUE;
+    if (g_atomic_int_get(&log->taken) == LOG_RESERVED)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
+                    "target %s is logged by a migration; migrate_cancel ends it", qapi_target_id(target));
+    else
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
                     "target %s is logged already; dirty-log-stop ends that, a measurement ends by itself",
                     qapi_target_id(target));
+    return FALSE;
+}
+
+gboolean qapi_dirty_log_reserve(QapiTarget *target, GError **error) {
+    return take(target, LOG_RESERVED, error);
+}
+
+void qapi_dirty_log_release(QapiTarget *target) {
+    g_atomic_int_set(&qapi_target_parts(target)->dirty_log->taken, LOG_FREE);
+}
+
+SnapTracker *qapi_dirty_log_open(QapiTarget *target, const char *mode, const char *region,
+                                 char **ret_why_not_async, GError **error) {
+    if (!qapi_target_check(target, error) || !check_here(target, error) || !take(target, LOG_TAKEN, error))
         return NULL;
-    }
     SnapTracker *tracker = snap_tracker_new(qapi_target_guest(target), region);
     if (qapi_track_begin(tracker, log_by_name(mode), ret_why_not_async, error))
         return tracker;
@@ -72,7 +98,7 @@ SnapTracker *qapi_dirty_log_open(QapiTarget *target, const char *mode, const cha
 
 void qapi_dirty_log_close(QapiTarget *target, SnapTracker *tracker) {
     snap_tracker_free(tracker);
-    g_atomic_int_set(&qapi_target_parts(target)->dirty_log->taken, 0);
+    g_atomic_int_set(&qapi_target_parts(target)->dirty_log->taken, LOG_FREE);
 }
 
 /* ---- commands -------------------------------------------------------------------------------------------- */

@@ -27,3 +27,7 @@ int qapi_dirty_log_rate(const DirtyLog *log);
 SnapTracker *qapi_dirty_log_open(QapiTarget *target, const char *mode, const char *region,
                                  char **ret_why_not_async, GError **error);
 void qapi_dirty_log_close(QapiTarget *target, SnapTracker *tracker);
+
+/** qapi_dirty_log_reserve: nobody gets it until qapi_dirty_log_release(). Errors: REFUSED, somebody has it. */
+gboolean qapi_dirty_log_reserve(QapiTarget *target, GError **error);
+void qapi_dirty_log_release(QapiTarget *target);

@@ -27,6 +27,33 @@ static json_object *stop_or_cont(const QapiEmbedded *embedded, gboolean stop, Qa
     return NULL;
 }
 
+gboolean qapi_embedded_would_run(void *own) {
+    QapiEmbedded *embedded = own;
+    if (!embedded->vm)
+        return FALSE;
+    g_mutex_lock(&embedded->one_at_a_time);
+    gboolean running = embedded->vm->is_running(embedded->opaque);
+    g_mutex_unlock(&embedded->one_at_a_time);
+    return running;
+}
+
+static QapiPlace place_of(QapiTarget *target) {
+    QapiHelper *helper = qapi_target_helper(target);
+    g_mutex_lock(&helper->lock);
+    QapiPlace place = qapi_target_place_locked(target);
+    g_mutex_unlock(&helper->lock);
+    return place;
+}
+
+/* A migration that takes the guest away in the very moment has paused it, and goes by what it was then. */
+static json_object *run_here(QapiEmbedded *embedded, QapiVerb verb, QapiTarget *target, GError **error) {
+    QapiPlace place = place_of(target);
+    if (verb == QAPI_VERB_STATUS)
+        return place == QAPI_PLACE_HERE ? qapi_run_state(embedded->vm->is_running(embedded->opaque))
+                                        : qapi_run_state_named(qapi_place_status(place));
+    return qapi_place_check(place, error) ? stop_or_cont(embedded, verb == QAPI_VERB_STOP, target, error) : NULL;
+}
+
 json_object *qapi_embedded_run(SnapGuest *guest, QapiVerb verb, QapiTarget *target, void *own, GError **error) {
     (void)guest;
     QapiEmbedded *embedded = own;
@@ -38,8 +65,7 @@ json_object *qapi_embedded_run(SnapGuest *guest, QapiVerb verb, QapiTarget *targ
         return NULL;
     }
     g_mutex_lock(&embedded->one_at_a_time);
-    json_object *result = verb == QAPI_VERB_STATUS ? qapi_run_state(embedded->vm->is_running(embedded->opaque))
-                                                   : stop_or_cont(embedded, verb == QAPI_VERB_STOP, target, error);
+    json_object *result = run_here(embedded, verb, target, error);
     g_mutex_unlock(&embedded->one_at_a_time);
     return result;
 }

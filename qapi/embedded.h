@@ -15,5 +15,8 @@ QapiEmbedded *qapi_embed(QapiHelper *helper, SnapGuest *guest, const char *name,
                          void *opaque);
 void qapi_embedded_free(QapiEmbedded *embedded);
 
+/* As QapiDriver.would_run. */
+gboolean qapi_embedded_would_run(void *own);
+
 /* As QapiDriver.run. */
 json_object *qapi_embedded_run(SnapGuest *guest, QapiVerb verb, QapiTarget *target, void *own, GError **error);

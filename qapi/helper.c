@@ -2,6 +2,7 @@
 #include "helper.h"
 
 #include "descriptors.h"
+#include "incoming.h"
 #include "jobs.h"
 #include "targets.h"
 #include "validate.h"
@@ -79,6 +80,7 @@ void qapi_helper_free(QapiHelper *helper) {
     qapi_helper_close(helper);
     qapi_targets_end(helper);
     end_watch(helper);
+    qapi_incoming_images_free(helper);
     g_ptr_array_unref(helper->targets);
     g_ptr_array_unref(helper->jobs);
     g_ptr_array_unref(helper->fdsets);

@@ -21,6 +21,7 @@ typedef struct QapiHelper QapiHelper;
 typedef struct QapiTarget QapiTarget;
 typedef struct QapiJob QapiJob;
 typedef struct QapiDescriptors QapiDescriptors;
+typedef struct QapiImages QapiImages;
 
 /* Who wants to know. Called with the helper's lock held: do not call back. */
 typedef struct {
@@ -36,6 +37,7 @@ struct QapiHelper {
     gboolean alone;     /* a command line without a server */
     const QapiListener *listener;
     void *listener_opaque;
+    QapiImages *images; /* (nullable) see incoming.c */
 
     GMutex lock;
 

@@ -112,7 +112,8 @@ guint qapi_target_jobs_locked(QapiHelper *helper, const QapiTarget *target) {
     return n;
 }
 
-static gboolean check_locked(QapiHelper *helper, const char *id, const QapiTarget *target, GError **error) {
+static gboolean check_locked(QapiHelper *helper, const QapiJobKind *kind, const char *id, const QapiTarget *target,
+                             GError **error) {
     if (helper->closing)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_CANCELLED, "the helper is ending");
     else if (id && !qapi_is_id(id))
@@ -123,7 +124,7 @@ static gboolean check_locked(QapiHelper *helper, const char *id, const QapiTarge
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
                     "target %s is busy with another job; see query-job-statistics", qapi_target_id(target));
     else
-        return TRUE;
+        return !target || kind->brings_guest || qapi_place_check(qapi_target_place_locked(target), error);
     return FALSE;
 }
 
@@ -147,7 +148,7 @@ QapiJob *qapi_job_new(QapiHelper *helper, const QapiJobKind *kind, const char *i
     if (target && !qapi_target_check(target, error))
         return NULL;
     g_mutex_lock(&helper->lock);
-    if (!check_locked(helper, id, target, error)) {
+    if (!check_locked(helper, kind, id, target, error)) {
         g_mutex_unlock(&helper->lock);
         return NULL;
     }

@@ -31,8 +31,9 @@ typedef enum {
 
 /* What a kind of job does. All get the opaque pointer of qapi_job_begin(). */
 typedef struct {
-    const char *type;  /* a JobType of the schema; NULL: the job is not listed */
-    gboolean can_rest; /* it looks at qapi_job_go_on() now and then, or has pause() */
+    const char *type;      /* a JobType of the schema; NULL: the job is not listed */
+    gboolean brings_guest; /* its target's guest need not be here: it is to come by this job */
+    gboolean can_rest;     /* it looks at qapi_job_go_on() now and then, or has pause() */
     /*
      * In the job's thread. Return: (out) what it came to; NULL with *error set. It lets go of guests before it
      * returns: who may dismiss the job, and when, is not known.
@@ -51,8 +52,9 @@ typedef struct {
  * qapi_job_new: a job that has not begun: nobody sees it, but its name is taken, and its target.
  * @id: (nullable) NULL for one that is not listed. @target: (borrow) (nullable) the guest it needs for itself.
  * @path: (borrow) (nullable) the image it works on.
- * Errors: FAILED, the id is none or taken, as QEMU says it; REFUSED, another job has the target; GUEST_GONE, it
- * has ended; CANCELLED, the helper is ending. Return: (out) qapi_job_begin() or qapi_job_drop() it.
+ * Errors: FAILED, the id is none or taken, as QEMU says it; REFUSED, another job has the target, or a migration
+ * has not brought it yet, or has taken it away; GUEST_GONE, it has ended; CANCELLED, the helper is ending. Return:
+ * (out) qapi_job_begin() or qapi_job_drop() it.
  */
 QapiJob *qapi_job_new(QapiHelper *helper, const QapiJobKind *kind, const char *id, QapiTarget *target,
                       const char *path, GError **error);

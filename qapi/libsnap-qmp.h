@@ -30,7 +30,7 @@ typedef struct SnapQmp SnapQmp;
 typedef struct {
     gboolean (*stop)(void *opaque, GError **error);
     gboolean (*cont)(void *opaque, GError **error);
-    gboolean (*is_running)(void *opaque);
+    gboolean (*is_running)(void *opaque); /* or would, but for a snapshot or a migration that has it paused */
 } SnapQmpVm;
 
 typedef struct {
@@ -40,13 +40,28 @@ typedef struct {
     void *vm_opaque;
     void (*on_quit)(void *opaque); /* (nullable) a client says quit, in any thread; without it that is refused */
     void *quit_opaque;
+    /*
+     * (nullable) This guest has not run yet: it is to be moved here. Where to listen for it, or "defer": a client
+     * says so by migrate-incoming. Needs a guest with move_ops. Until these have let it run, stop, cont and saves
+     * are refused, and after it was handed over again.
+     */
+    const char *incoming;
+    /*
+     * (nullable) It did not come, and cannot come any more: the VMM is of no use, and ends. With "defer" only when
+     * its state was being loaded: before that, another migrate-incoming may bring it. Called once at most, in any
+     * thread, with vm_opaque; do not free the server in here.
+     */
+    void (*on_incoming_failed)(const char *why, void *opaque);
+    /* A connection of a migration from here that is silent for so long is lost; 0: 10 s. */
+    unsigned migration_silence_ms;
 } SnapQmpOptions;
 
 /**
  * snap_qmp_new: a server without sockets.
  * @guest: (take) this program's own guest; its memory is this process's.
  * @options: (borrow) (nullable); its vm and opaque pointers until snap_qmp_free().
- * Errors: IO, no descriptors are left. The guest is freed then, too.
+ * Errors: IO, no descriptors are left; REFUSED, a guest is to come that has no move_ops to arrive with; those of
+ *   snap_incoming_start(). The guest is freed then, too.
  * Return: (out) free with snap_qmp_free().
  */
 SnapQmp *snap_qmp_new(SnapGuest *guest, const SnapQmpOptions *options, GError **error);

@@ -1,12 +1,17 @@
 /*
- * Migration as QEMU has it: capabilities, parameters, migrate, query-migrate.
+ * Migration as QEMU has it: capabilities, parameters, migrate, migrate-incoming, query-migrate.
  *
- * What there is of it is QEMU's way to a background snapshot: the stream of the guest at one moment, while it runs
- * on.
+ * What is done is one of three things, one at a time with a guest, and never beside another job:
  *
- *     NONE ─ migrate ─> SETUP ─> ACTIVE ─────> COMPLETED
- *                         │        ├─────────> FAILED         and from each of these: migrate again
- *                         └─ cancel ─> CANCELLING ─> CANCELLED
+ *     background.c      QEMU's way to a background snapshot: the stream of a QEMU at one moment, while it runs on
+ *     migration-end.c   one end of a move or a replication: a SnapOutgoing or a SnapIncoming
+ *     (migrate, replicate, migrate-incoming begin the latter: migration.c, replicate.c, incoming.c)
+ *
+ *     NONE ─> SETUP ─> ACTIVE ─> PRE_SWITCHOVER ─> DEVICE ─> POSTCOPY_ACTIVE ─> COMPLETED      from ends:
+ *               │        │ ↑          │              │          ↓        ↑         FAILED      again
+ *               │        ↓ │          │              │   POSTCOPY_PAUSED ─> _RECOVER
+ *               │       COLO          │              │
+ *               └────────┴────────────┴──────────────┴─> CANCELLING ─> CANCELLED
  */
 #pragma once
 

@@ -15,6 +15,7 @@
 #include "libsnap-qmp.h"
 
 #include "embedded.h"
+#include "incoming.h"
 #include "server.h"
 #include "targets.h"
 
@@ -144,6 +145,10 @@ SnapQmp *snap_qmp_new(SnapGuest *guest, const SnapQmpOptions *options, GError **
     qmp->helper = qapi_helper_new(options->snapshot_dir ? options->snapshot_dir : ".");
     qmp->server = qapi_server_new(qmp->helper, qmp->context, options->on_quit, options->quit_opaque);
     qmp->embedded = qapi_embed(qmp->helper, guest, options->name, options->vm, options->vm_opaque);
+    if (!qapi_incoming_set_up(qmp->helper, options, error)) {
+        snap_qmp_free(qmp);
+        return NULL;
+    }
     snap_qmp_process(qmp);
     return qmp;
 }

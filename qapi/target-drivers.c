@@ -28,12 +28,20 @@ static SnapGuest *open_process(const QapiCall *call, char **ret_where, GError **
     return process_guest_new((int)pid, error);
 }
 
-json_object *qapi_run_state(gboolean running) {
+static json_object *run_state(gboolean running, const char *status) {
     json_object *object = json_object_new_object();
     qapi_json_add_bool(object, "running", running);
     qapi_json_add_bool(object, "singlestep", FALSE);
-    qapi_json_add_string(object, "status", running ? "running" : "paused");
+    qapi_json_add_string(object, "status", status);
     return object;
+}
+
+json_object *qapi_run_state(gboolean running) {
+    return run_state(running, running ? "running" : "paused");
+}
+
+json_object *qapi_run_state_named(const char *status) {
+    return run_state(FALSE, status);
 }
 
 static json_object *process_status(SnapGuest *guest, GError **error) {
@@ -112,7 +120,7 @@ static const QapiDriver drivers[] = {
      .on_events = on_qemu_events,
      .event_fd = qemu_guest_fd,
      .read_events = read_qemu_events},
-    {.name = "embedded", .run = qapi_embedded_run},
+    {.name = "embedded", .run = qapi_embedded_run, .would_run = qapi_embedded_would_run},
 };
 
 const QapiDriver *qapi_driver_find(const char *name) {

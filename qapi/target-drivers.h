@@ -14,6 +14,8 @@ typedef struct {
     /* @own: what qapi_target_add() was given. Do it. Return: (out) as the command of that name returns it; NULL
      * without *error: nothing. */
     json_object *(*run)(SnapGuest *guest, QapiVerb verb, QapiTarget *target, void *own, GError **error);
+    /* (nullable) See qapi_target_would_run(). */
+    gboolean (*would_run)(void *own);
     /* (nullable) From now on tell @target of the guest's events. */
     void (*on_events)(SnapGuest *guest, QapiTarget *target);
     /* (nullable) Readable when there are events, for the life of the guest; read them. */
@@ -26,3 +28,5 @@ const QapiDriver *qapi_driver_find(const char *name);
 
 /** qapi_run_state: a StatusInfo of what is either running or paused. */
 json_object *qapi_run_state(gboolean running);
+/** qapi_run_state_named: a StatusInfo of what does not run. @status: a RunState. */
+json_object *qapi_run_state_named(const char *status);

@@ -30,6 +30,7 @@ struct QapiTarget {
     /* under helper->lock */
     guint n_refs;
     gboolean gone;
+    QapiPlace place;
 };
 
 /* ---- life ------------------------------------------------------------------------------------------------ */
@@ -99,6 +100,44 @@ gboolean qapi_target_check(QapiTarget *target, GError **error) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "target %s: process %d has ended", target->id,
                     snap_guest_pid(target->guest));
     return !gone;
+}
+
+/* ---- where it is ----------------------------------------------------------------------------------------- */
+
+/* The second text is QEMU's. */
+static const struct {
+    const char *status;
+    const char *refusal;
+} places[] = {
+    [QAPI_PLACE_HERE] = {NULL, NULL},
+    [QAPI_PLACE_AWAITED] = {"inmigrate", "the guest has not come yet: a migration is to bring it here"},
+    [QAPI_PLACE_LEAVING] = {"finish-migrate", "Migration is not finalized yet"},
+    [QAPI_PLACE_ELSEWHERE] = {"postmigrate", "the guest has been handed over by a migration: it is elsewhere now"},
+};
+G_STATIC_ASSERT(G_N_ELEMENTS(places) == QAPI_PLACE_MAX);
+
+QapiPlace qapi_target_place_locked(const QapiTarget *target) {
+    return target->place;
+}
+
+QapiPlace qapi_target_set_place_locked(QapiTarget *target, QapiPlace place) {
+    QapiPlace before = target->place;
+    target->place = place;
+    return before;
+}
+
+const char *qapi_place_status(QapiPlace place) {
+    return places[place].status;
+}
+
+gboolean qapi_place_check(QapiPlace place, GError **error) {
+    if (places[place].refusal)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "%s", places[place].refusal);
+    return !places[place].refusal;
+}
+
+gboolean qapi_target_would_run(QapiTarget *target) {
+    return target->driver->would_run && target->driver->would_run(target->own);
 }
 
 /* ---- by name --------------------------------------------------------------------------------------------- */

@@ -22,6 +22,28 @@ const char *qapi_target_id(const QapiTarget *target);
 SnapGuest *qapi_target_guest(const QapiTarget *target);
 const char *qapi_target_driver(const QapiTarget *target);
 
+/* Where a guest is, as far as migrations know. Only one whose VMM can be moved is elsewhere than here. */
+typedef enum {
+    QAPI_PLACE_HERE,
+    QAPI_PLACE_AWAITED,   /* it is to be moved here, and has never run here */
+    QAPI_PLACE_LEAVING,   /* it stands, and may be the other side's in a moment */
+    QAPI_PLACE_ELSEWHERE, /* it was handed over */
+    QAPI_PLACE_MAX,
+    QAPI_PLACE_AS_IT_WAS = QAPI_PLACE_MAX, /* no change */
+} QapiPlace;
+
+QapiPlace qapi_target_place_locked(const QapiTarget *target);
+/** qapi_target_set_place_locked: Return: where it was. */
+QapiPlace qapi_target_set_place_locked(QapiTarget *target, QapiPlace place);
+/** qapi_place_status: the RunState of a guest that is there; NULL: here, it has its own. */
+const char *qapi_place_status(QapiPlace place);
+/** qapi_place_check: Errors: REFUSED, as it is not here: it is neither stopped, nor let go, nor saved. */
+gboolean qapi_place_check(QapiPlace place, GError **error);
+
+/** qapi_target_would_run: whether it runs when neither a snapshot nor a migration makes it stand. FALSE where that
+ * is not known. */
+gboolean qapi_target_would_run(QapiTarget *target);
+
 /** qapi_target_check: Errors: GUEST_GONE, its guest has ended. */
 gboolean qapi_target_check(QapiTarget *target, GError **error);
 

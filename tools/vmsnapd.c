@@ -8,6 +8,7 @@
  * guest's guard process lets it run on; sockets that are left behind are replaced by the next helper.
  */
 #include "libsnap.h"
+#include "qapi/incoming.h"
 #include "qapi/scratch-image.h"
 #include "qapi/server.h"
 
@@ -136,7 +137,7 @@ static gboolean open_all(Daemon *daemon, const Options *options, guint n_passed,
     for (char **address = options->qmp; address && *address; address++)
         if (!serve(daemon, *address, error))
             return FALSE;
-    return TRUE;
+    return !options->incoming || qapi_incoming_into_images(daemon->helper, options->incoming, error);
 }
 
 /* ---- options --------------------------------------------------------------------------------------------- */
@@ -151,7 +152,9 @@ static gboolean parse(int argc, char **argv, Options *options, int *ret_status) 
         {"snapshot-dir", 0, 0, G_OPTION_ARG_FILENAME, &options->snapshot_dir,
          "Where relative paths of clients begin (the current directory)", "DIR"},
         {"handoff", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &options->handoff, NULL, NULL},
-        {"incoming", 0, G_OPTION_FLAG_HIDDEN, G_OPTION_ARG_FILENAME, &options->incoming, NULL, NULL},
+        {"incoming", 0, 0, G_OPTION_ARG_FILENAME, &options->incoming,
+         "Take replications in there, one after another, each as images in a folder DIR/incoming-NUMBER",
+         "unix:PATH|tcp:HOST:PORT|..."},
         {"version", 0, 0, G_OPTION_ARG_NONE, &options->version, "Show the version", NULL},
         G_OPTION_ENTRY_NULL,
     };
@@ -171,8 +174,8 @@ static gboolean parse(int argc, char **argv, Options *options, int *ret_status) 
         *ret_status = complain(STATUS_USAGE, "%s", error->message);
     else if (argc > 1)
         *ret_status = complain(STATUS_USAGE, "what is '%s' for?", argv[1]);
-    else if (options->handoff || options->incoming)
-        *ret_status = complain(STATUS_USAGE, "%s: not built yet", options->handoff ? "--handoff" : "--incoming");
+    else if (options->handoff)
+        *ret_status = complain(STATUS_USAGE, "--handoff: not built yet");
     else if (options->version)
         puts("vmsnapd " VMSNAP_VERSION);
     else
