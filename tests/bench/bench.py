@@ -21,6 +21,7 @@ import guests  # noqa: E402
 import qemu  # noqa: E402
 import qmpd  # noqa: E402
 import rows_log  # noqa: E402
+import rows_move  # noqa: E402
 import rows_process  # noqa: E402
 import rows_qemu  # noqa: E402
 import rows_qmp  # noqa: E402
@@ -31,7 +32,8 @@ from scenario import Bench, MeasureError  # noqa: E402
 SCENARIOS = [rows_qemu.QemuPause, rows_process.Sizes, rows_process.Faults, rows_process.SlowSink,
              rows_qemu.QemuSlowSink, rows_process.Stall, rows_process.Throughput, rows_qemu.QemuSparse,
              rows_log.Scan, rows_log.FirstWrite, rows_log.Arm, rows_log.Sparse, rows_log.Incremental,
-             rows_log.Slowdown, rows_qmp.Roundtrip, rows_qmp.OutOfBand, rows_qmp.TwoGuests]
+             rows_log.Slowdown, rows_qmp.Roundtrip, rows_qmp.OutOfBand, rows_qmp.TwoGuests, rows_move.FirstRound,
+             rows_move.Moves, rows_move.Postcopy, rows_move.Replicate]
 ROWS = [row for scenario in SCENARIOS for row in scenario.rows]
 FAILURES = (MeasureError, vmsnap.VmsnapError, guests.GuestError, qemu.QmpError, qmpd.Refused, qmpd.Closed, OSError)
 

@@ -18,6 +18,7 @@
 #define SLEEP_NS 300000u         /* further away than this, sleep … */
 #define WAKE_EARLY_NS 150000u    /* … until so long before, and spin: waking up takes a while */
 #define FORGIVE_NS NS_PER_SECOND /* further behind than this, writes are not made up for */
+#define THROTTLE_NS 10000000u    /* throttled: run a part of such a period, sleep the rest */
 
 typedef struct {
     Writers *writers;
@@ -54,9 +55,23 @@ static void pace(Writers *writers) {
         wait_until(writers->due_ns);
 }
 
+/* A throttled guest runs at most 100 - percent of the time, as a processor would that is kept from running. */
+static void hold_back(Writers *writers, unsigned percent) {
+    uint64_t sleep_ns = (uint64_t)THROTTLE_NS / 100 * percent;
+    struct timespec sleep = {0, (long)sleep_ns};
+
+    if (writers->last_ns < writers->slept_ns + THROTTLE_NS - sleep_ns)
+        return;
+    nanosleep(&sleep, NULL);
+    writers->slept_ns = writers->last_ns = clock_ns();
+}
+
 static void write_one(Writers *writers) {
+    unsigned percent = __atomic_load_n(&writers->throttle_percent, __ATOMIC_RELAXED);
     uint64_t start_ns, now_ns;
 
+    if (percent)
+        hold_back(writers, percent);
     if (writers->period_ns)
         pace(writers);
     start_ns = writers->due_ns > writers->last_ns ? writers->due_ns : writers->last_ns;

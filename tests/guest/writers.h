@@ -20,12 +20,14 @@ typedef struct {
 
     /* the thread whose turn it is; handed on by sem_post, which orders them */
     SeqCursor cursor;
-    uint64_t last_ns; /* end of the last write */
-    uint64_t due_ns;  /* when the next write should be */
+    uint64_t last_ns;  /* end of the last write */
+    uint64_t due_ns;   /* when the next write should be */
+    uint64_t slept_ns; /* when it last woke from a throttled sleep */
     sem_t turn[SEQ_THREADS_MAX];
 
     /* atomic, relaxed: seen sooner or later */
     bool stop;
+    unsigned throttle_percent; /* sleep so much of the time, 0 to 99 */
     Stall stall;
 } Writers;
 

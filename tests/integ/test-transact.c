@@ -126,19 +126,10 @@ static gboolean resume_guest(void *opaque, uint64_t *ret_pause_ns, GError **erro
     return TRUE;
 }
 
-static gboolean get_state(void *opaque, GPtrArray *states, GError **error) {
-    (void)opaque;
-    (void)states;
-    (void)error;
-    return TRUE;
-}
-
 static const SnapGuestOps ops = {
     .list_regions = list_regions,
-    .open_uffd = own_open_uffd,
     .pause = pause_guest,
     .resume = resume_guest,
-    .get_state = get_state,
 };
 
 /* ---- the rig --------------------------------------------------------------------------------------------- */

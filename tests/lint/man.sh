@@ -1,7 +1,7 @@
 #!/bin/bash
 # The man pages and --help name the same commands and the same options.
 #
-#     man.sh VMSNAP VMSNAPD ROOT
+#     man.sh VMSNAP VMSNAPD ROOT [MICROVM]
 set -u
 vmsnap=${1:?usage: man.sh VMSNAP VMSNAPD ROOT}
 vmsnapd=${2:?usage: man.sh VMSNAP VMSNAPD ROOT}
@@ -51,5 +51,7 @@ done
 for command in $(sed -n '/^\.SH COMMANDS/,/^\.SH/s/^\.SS \([a-z]*\)$/\1/p' "$page"); do
     grep -qx "$command" <<<"$commands" || { echo "the man page has a command $command that vmsnap lacks"; bad=1; }
 done
+[ -z "${4:-}" ] || report microvm "$("$4" --help | options_of_help)" \
+    "$(section ".SH OPTIONS" "$3/docs/man/microvm.1" | options_of_page)"
 report vmsnapd "$("$vmsnapd" --help | options_of_help)" "$(section ".SH OPTIONS" "$helper_page" | options_of_page)"
 exit $bad

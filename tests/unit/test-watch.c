@@ -38,7 +38,7 @@ static gboolean list_regions(void *opaque, gboolean paused, GPtrArray *regions, 
     return TRUE;
 }
 
-static const SnapGuestOps ops = {.list_regions = list_regions, .open_uffd = own_open_uffd};
+static const SnapGuestOps ops = {.list_regions = list_regions};
 
 /* @glob: NULL for all regions, "" for watches only. */
 static void rig_init(Rig *rig, void **state, const char *glob) {

@@ -1,0 +1,683 @@
+#!/usr/bin/env python3
+"""The commands of migration and replication, as their clients see them: answers, events, run states, refusals.
+
+migrate-commands.py BUILD [WORD...]      only the cases whose name holds one of these words
+
+The VMMs are thread-vm (tests/migrate), whose guest is threads that check what they write over. What a QEMU has as well is
+compared with one; moves as such, and what goes wrong on the way, are tests/migrate.
+"""
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import badday  # noqa: E402
+import cases  # noqa: E402
+import children  # noqa: E402
+import migrate  # noqa: E402
+import qmpd  # noqa: E402
+
+BUILD = os.path.abspath(sys.argv[1])
+MIB = 1 << 20
+END_S = 5
+SLOW = 4 * MIB  # a second: what is moved at this rate can be looked at
+RAM = {"transferred", "remaining", "total", "duplicate", "skipped", "normal", "normal-bytes", "dirty-pages-rate", "mbps",
+       "dirty-sync-count", "postcopy-requests", "page-size", "multifd-bytes", "pages-per-second", "precopy-bytes",
+       "downtime-bytes", "postcopy-bytes", "dirty-sync-missed-zero-copy"}
+PROGRESS = {"status", "total-time", "setup-time", "expected-downtime", "ram"}
+QEMUS_ENDED = {"completed": {"status", "total-time", "setup-time", "downtime", "ram"},
+               "failed": {"status", "error-desc"}, "cancelled": {"status"}}
+
+
+# ---- two VMMs ------------------------------------------------------------------------------------------------
+
+def switch_on(vm, *capabilities):
+    """Beside those that are on."""
+    vm.command("migrate-set-capabilities", capabilities=[{"capability": name, "state": True} for name in capabilities])
+
+
+class Two:
+    """@source runs a guest, @destination waits for it, at @uri or, with DEFER, for migrate-incoming."""
+
+    def __init__(self, folder, defer=False, full=True, **options):
+        self.uri = f"unix:{folder}/way-in"
+        self.journal = migrate.Journal(folder)
+        options = {"rate": 2000, **options}
+        self.source, self.destination = migrate.pair(
+            BUILD, folder, self.journal, source={"prefill": full}, destination={"verify": options.pop("verify", True)},
+            uri="defer" if defer else self.uri, **options)
+        for vm in (self.source, self.destination):
+            switch_on(vm, "events")
+
+    def slowly(self, *capabilities):
+        """Begin a move that can be looked at."""
+        switch_on(self.source, *capabilities)
+        self.source.set_parameters(max_bandwidth=SLOW)
+        self.source.migrate(self.uri)
+        return self.source.wait_status("active")
+
+    def quickly(self):
+        """Let it come to an end."""
+        self.source.set_parameters(max_bandwidth=0)
+
+    def check_moved(self):
+        self.source.wait_status("completed")
+        self.destination.wait_status("completed")
+        assert self.source.run_state() == "postmigrate", self.source.run_state()
+        self.destination.check_guest()
+        self.journal.check(exact=1)
+        self.journal.check_goes_on()
+
+    def check_stayed(self):
+        assert self.source.run_state() == "running", self.source.run_state()
+        self.source.check_guest()
+        self.journal.check()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_exception):
+        if kind is None:
+            for vm in (self.source, self.destination):
+                if vm.process.poll() is None:
+                    vm.end()
+        for vm in (self.source, self.destination):
+            vm.close()
+
+
+def event_words(event):
+    """"STOP"; "active" of MIGRATION; "pass 2" of MIGRATION_PASS."""
+    data = event.get("data", {})
+    assert event["event"] == "TARGET_GONE" or data.get("target") == "embedded", event
+    return {"MIGRATION": data.get("status"), "MIGRATION_PASS": f"pass {data.get('pass')}"}.get(event["event"], event["event"])
+
+
+def follow(vm, *last):
+    """The events up to one of LAST."""
+    seen = []
+    while not seen or seen[-1] not in last:
+        event = vm.qmp.events.pop(0) if vm.qmp.events else vm.qmp.read()
+        seen.append(event_words(event))
+    return seen
+
+
+def without_rounds(seen):
+    return [word for word in seen if not word.startswith("pass")]
+
+
+def check_fields(found, more=()):
+    """That these, and no others, are what query-migrate says of the source in this status."""
+    expected = QEMUS_ENDED.get(found["status"], PROGRESS) | set(more)
+    assert set(found) == expected, set(found) ^ expected
+    if "ram" in found:
+        ram = found["ram"]
+        assert set(ram) == RAM, set(ram) ^ RAM
+        assert 0 <= ram["remaining"] <= ram["total"] == 64 * MIB and ram["page-size"] == os.sysconf("SC_PAGESIZE"), ram
+    return found
+
+
+# ---- a move --------------------------------------------------------------------------------------------------
+
+def move_tells_each_status_once_and_in_order(folder):
+    with Two(folder) as two:
+        two.source.migrate(two.uri)
+        there = follow(two.destination, "completed", "failed")
+        here = follow(two.source, "completed", "failed")
+        assert without_rounds(here) == ["setup", "active", "STOP", "device", "completed"], here
+        assert there[-2:] == ["RESUME", "completed"] and "active" in there, there
+        assert [word for word in here if word.startswith("pass")][0] == "pass 1", here
+        assert check_fields(two.source.migration())["ram"]["remaining"] == 0
+        two.check_moved()
+
+
+def move_shows_its_progress_as_qemu_does(folder):
+    with Two(folder) as two:
+        last = check_fields(two.slowly())["ram"]
+        deadline = time.monotonic() + 20
+        while last["transferred"] < 3 * MIB:
+            ram = check_fields(two.source.migration())["ram"]
+            assert ram["transferred"] >= last["transferred"] and ram["dirty-sync-count"] >= 1, ram
+            assert time.monotonic() < deadline, ram
+            last = ram
+        there = two.destination.wait_status("active")
+        assert set(there["ram"]) == RAM and there["ram"]["total"] == 64 * MIB and there["ram"]["transferred"] > MIB, there
+        assert there["socket-address"] == [{"type": "unix", "path": two.uri.split(":")[1]}], there
+        two.quickly()
+        ended = check_fields(two.source.wait_status("completed"))
+        assert ended["ram"]["precopy-bytes"] + ended["ram"]["downtime-bytes"] == ended["ram"]["transferred"], ended
+        assert ended["total-time"] >= ended["downtime"] > 0 and ended["ram"]["mbps"] > 0, ended
+        two.check_moved()
+
+
+def rounds_are_counted_by_events(folder):
+    with Two(folder, rate=20000) as two:
+        two.source.set_parameters(max_bandwidth=64 * MIB, downtime_limit=1)
+        two.source.migrate(two.uri)
+        seen = follow(two.source, "pass 3")
+        assert [word for word in seen if word.startswith("pass")] == ["pass 1", "pass 2", "pass 3"], seen
+        assert two.source.migration()["ram"]["dirty-sync-count"] >= 3
+        two.source.set_parameters(max_bandwidth=0, downtime_limit=300)
+        two.check_moved()
+
+
+def events_are_sent_where_they_are_wanted(folder):
+    """But a destination tells that it listens in any case, as QEMU's does."""
+    journal = migrate.Journal(folder)
+    source, destination = migrate.pair(BUILD, folder, journal, uri="defer", rate=2000)
+    with source, destination:
+        destination.command("migrate-incoming", uri=f"unix:{folder}/way-in")
+        source.migrate(f"unix:{folder}/way-in")
+        source.wait_status("completed")
+        destination.wait_status("completed")
+        assert [event_words(event) for event in source.qmp.events] == ["STOP"], source.qmp.events
+        assert [event_words(event) for event in destination.qmp.events] == ["setup", "RESUME"], destination.qmp.events
+
+
+def stopped_guest_arrives_stopped_without_events_of_it(folder):
+    with Two(folder) as two:
+        two.source.command("stop")
+        assert follow(two.source, "STOP") == ["STOP"]
+        two.source.migrate(two.uri)
+        here, there = follow(two.source, "completed", "failed"), follow(two.destination, "completed", "failed")
+        assert without_rounds(here) == ["setup", "active", "device", "completed"] and "RESUME" not in there, (here, there)
+        assert two.destination.run_state() == "paused"
+        two.destination.command("cont")
+        assert follow(two.destination, "RESUME") == ["RESUME"]
+        two.destination.check_guest()
+
+
+def channels_and_compression_are_as_set(folder):
+    with Two(folder) as two:
+        switch_on(two.source, "multifd")
+        two.source.set_parameters(multifd_channels=4, multifd_compression="zstd", multifd_zstd_level=3)
+        two.source.migrate(two.uri)
+        ram = two.source.wait_status("completed")["ram"]
+        assert 0 < ram["multifd-bytes"] < ram["transferred"] < ram["normal-bytes"], ram
+        two.check_moved()
+
+
+def connection_that_was_passed_is_used_once(folder):
+    with Two(folder) as two:
+        with socket.socket(socket.AF_UNIX) as way:
+            way.connect(two.uri.split(":")[1])
+            two.source.qmp.command("getfd", fdname="way", fds=[way.fileno()])
+        two.source.migrate("fd:way")
+        two.check_moved()
+        two.source.qmp.refused("closefd", "not found", fdname="way")
+
+
+# ---- it ends otherwise, or waits -----------------------------------------------------------------------------
+
+def cancelled_move_leaves_the_guest_where_it_was(folder):
+    with Two(folder, defer=True) as two:
+        two.destination.command("migrate-incoming", uri=two.uri)
+        two.slowly()
+        two.source.command("migrate_cancel")
+        seen = follow(two.source, "cancelled", "failed", "completed")
+        assert without_rounds(seen) == ["setup", "active", "cancelling", "cancelled"], seen
+        check_fields(two.source.migration())
+        two.check_stayed()
+        two.source.command("migrate_cancel")
+        # The destination has not touched the guest: it may try again.
+        assert follow(two.destination, "failed")[-1] == "failed"
+        assert "cancelled" in two.destination.migration()["error-desc"], two.destination.migration()
+        assert two.destination.run_state() == "inmigrate"
+        two.quickly()
+        two.destination.command("migrate-incoming", uri=two.uri)
+        two.source.migrate(two.uri)
+        two.check_moved()
+
+
+def switchover_waits_to_be_continued(folder):
+    with Two(folder) as two:
+        switch_on(two.source, "pause-before-switchover")
+        two.source.migrate(two.uri)
+        seen = follow(two.source, "pre-switchover", "completed")
+        assert without_rounds(seen) == ["setup", "active", "STOP", "pre-switchover"], seen
+        check_fields(two.source.migration())
+        assert two.source.run_state() == "finish-migrate" and two.destination.run_state() == "inmigrate"
+        two.source.qmp.refused("cont", "Migration is not finalized yet")
+        two.source.qmp.refused("migrate-continue", "Migration not in expected state: pre-switchover", state="device")
+        two.source.command("migrate-continue", state="pre-switchover")
+        assert follow(two.source, "completed", "failed") == ["device", "completed"]
+        two.check_moved()
+        two.source.qmp.refused("migrate-continue", "Migration not in expected state: completed", state="pre-switchover")
+
+
+def switchover_that_is_cancelled_lets_the_guest_go(folder):
+    with Two(folder, defer=True) as two:
+        two.destination.command("migrate-incoming", uri=two.uri)
+        switch_on(two.source, "pause-before-switchover")
+        two.source.migrate(two.uri)
+        follow(two.source, "pre-switchover")
+        two.source.command("migrate_cancel")
+        assert follow(two.source, "RESUME") == ["cancelling", "cancelled", "RESUME"]
+        two.check_stayed()
+
+
+def limits_hold_at_once(folder):
+    with Two(folder) as two:
+        two.slowly()
+        before = two.source.migration()["ram"]["transferred"]
+        time.sleep(0.5)
+        assert two.source.migration()["ram"]["transferred"] - before < 2 * SLOW
+        two.quickly()
+        two.source.wait_status("completed", seconds=5)
+        two.check_moved()
+
+
+def guest_that_writes_too_much_is_throttled(folder):
+    with Two(folder, rate=0, hot="100%") as two:
+        switch_on(two.source, "auto-converge")
+        two.source.set_parameters(max_bandwidth=32 * MIB, downtime_limit=1, cpu_throttle_initial=50)
+        two.source.migrate(two.uri)
+        badday.wait_until(lambda: two.source.migration().get("cpu-throttle-percentage", 0) >= 50, 20, "it is throttled")
+        check_fields(two.source.migration(), ["cpu-throttle-percentage"])
+        two.source.command("migrate_cancel")
+        two.source.wait_status("cancelled")
+        two.source.check_guest()
+
+
+def dirty_limit_is_of_the_whole_guest(folder):
+    with Two(folder) as two:
+        two.source.qmp.refused("set-vcpu-dirty-limit", "'cpu-index'", cpu_index=0, dirty_rate=1)
+        two.source.command("set-vcpu-dirty-limit", dirty_rate=5)
+        limit = {"cpu-index": 0, "limit-rate": 5, "current-rate": 0}
+        assert two.source.command("query-vcpu-dirty-limit") == [limit]
+        two.source.command("cancel-vcpu-dirty-limit")
+        assert two.source.command("query-vcpu-dirty-limit") == []
+        two.source.command("set-vcpu-dirty-limit", dirty_rate=5)
+        two.source.migrate(two.uri)
+        two.check_moved()
+
+
+# ---- post-copy -----------------------------------------------------------------------------------------------
+
+class TwoInPostcopy(Two):
+    """The guest asks for little by itself, and nobody reads all of it before it runs."""
+
+    def __init__(self, folder):
+        super().__init__(folder, rate=20, verify=False)
+
+
+def start_postcopy(two):
+    two.slowly("postcopy-ram")
+    two.source.set_parameters(max_postcopy_bandwidth=SLOW)
+    two.source.command("migrate-start-postcopy")
+    two.destination.wait_status("postcopy-active")
+    assert two.destination.run_state() == "running"
+    return check_fields(two.source.wait_status("postcopy-active"))
+
+
+def let_it_end(two):
+    two.source.set_parameters(max_postcopy_bandwidth=0)
+
+
+def postcopy_runs_the_guest_there_and_goes_on(folder):
+    with TwoInPostcopy(folder) as two:
+        start_postcopy(two)
+        seen = follow(two.source, "postcopy-active")
+        assert without_rounds(seen) == ["setup", "active", "STOP", "device", "postcopy-active"], seen
+        seen = follow(two.destination, "RESUME")
+        assert seen[-2:] == ["postcopy-active", "RESUME"], seen
+        assert two.source.run_state() == "postmigrate"
+        two.source.qmp.refused("migrate_cancel", "too late")
+        two.destination.qmp.refused("snapshot-save", "busy", job_id="j", path="image")
+        two.destination.qmp.refused("migrate-pause", "for the source")
+        two.destination.wait_counter()
+        let_it_end(two)
+        ended = check_fields(two.source.wait_status("completed"))
+        assert ended["ram"]["postcopy-bytes"] > 0, ended
+        two.source.wait_status("completed")
+        two.destination.wait_status("completed")
+        two.destination.check_guest()
+        two.journal.check()
+
+
+def postcopy_that_is_paused_is_resumed(folder):
+    with TwoInPostcopy(folder) as two:
+        start_postcopy(two)
+        two.source.command("migrate-pause")
+        check_fields(two.source.wait_status("postcopy-paused"), ["error-desc"])
+        two.destination.wait_status("postcopy-paused")
+        two.source.qmp.refused("migrate-pause", "only supported during postcopy-active")
+        two.source.qmp.refused("migrate", "There's a migration process in progress", uri=two.uri)
+        two.destination.command("migrate-recover", uri=f"unix:{folder}/way-back")
+        address = two.destination.migration()["socket-address"]
+        assert address == [{"type": "unix", "path": f"{folder}/way-back"}], address
+        two.source.migrate(f"unix:{folder}/way-back", resume=True)
+        two.source.wait_status("postcopy-active")
+        seen = without_rounds(follow(two.source, "postcopy-recover"))
+        assert seen[-2:] == ["postcopy-paused", "postcopy-recover"], seen
+        let_it_end(two)
+        two.source.wait_status("completed")
+        two.destination.wait_status("completed")
+        two.destination.check_guest()
+        two.journal.check()
+        two.source.qmp.refused("migrate", "Cannot resume if there is no paused migration", uri=two.uri, resume=True)
+
+
+# ---- who is here, and who is busy ----------------------------------------------------------------------------
+
+REFUSED_ELSEWHERE = [("cont", {}), ("stop", {}), ("snapshot-save", {"job_id": "j", "path": "image"}),
+                     ("dirty-log-start", {}), ("calc-dirty-rate", {"calc_time": 1}), ("replicate", {"path": "images"}),
+                     ("dump-guest-memory", {"paging": False, "protocol": "file:/dev/null"})]
+
+
+def guest_that_has_not_come_is_neither_run_nor_saved(folder):
+    with Two(folder, defer=True) as two:
+        assert two.destination.migration() == {} and two.destination.run_state() == "inmigrate"
+        for name, arguments in REFUSED_ELSEWHERE:
+            text = "waiting for an incoming migration" if name == "replicate" else "has not come yet"
+            two.destination.qmp.refused(name, text, **arguments)
+        assert two.destination.run_state() == "inmigrate"
+        two.destination.qmp.refused("replicate-promote", "no standby")
+        two.destination.command("migrate-incoming", uri=two.uri)
+        two.destination.qmp.refused("cont", "has not come yet")
+        two.source.migrate(two.uri)
+        two.check_moved()
+        two.destination.qmp.run_job("snapshot-save", path="image")
+        shutil.rmtree(f"{folder}/image")
+
+
+def guest_that_was_handed_over_is_neither_run_nor_saved(folder):
+    with Two(folder) as two:
+        two.source.migrate(two.uri)
+        two.check_moved()
+        for name, arguments in REFUSED_ELSEWHERE:
+            text = "previous migration" if name == "replicate" else "has been handed over"
+            two.source.qmp.refused(name, text, **arguments)
+        two.source.qmp.refused("migrate", "Can't migrate the vm that was paused due to previous migration", uri=two.uri)
+        assert two.source.run_state() == "postmigrate"
+        two.journal.check()
+
+
+def one_thing_at_a_time_is_done_with_a_guest(folder):
+    with Two(folder) as two:
+        two.source.command("dirty-log-start")
+        two.source.qmp.refused("migrate", "is logged already", uri=two.uri)
+        two.source.qmp.refused("replicate", "is logged already", uri=two.uri)
+        two.source.command("dirty-log-stop")
+        two.slowly()
+        two.source.qmp.refused("migrate", "There's a migration process in progress", uri=two.uri)
+        two.source.qmp.refused("replicate", "There's a migration process in progress", uri=two.uri)
+        two.source.qmp.refused("migrate-set-capabilities", "There's a migration process in progress", capabilities=[])
+        two.source.qmp.refused("snapshot-save", "busy with another job", job_id="j", path="image")
+        two.source.qmp.refused("dirty-log-start", "logged by a migration")
+        two.source.qmp.refused("calc-dirty-rate", "logged by a migration", calc_time=1)
+        two.quickly()
+        two.check_moved()
+
+
+def what_cannot_work_is_refused_and_changes_nothing(folder):
+    with Two(folder) as two:
+        switch_on(two.source, "multifd")
+        two.source.qmp.refused("migrate", "unix: or tcp:", uri="exec:cat >/dev/null")
+        two.source.qmp.refused("migrate", "tcp:nowhere", uri="tcp:nowhere")
+        two.source.qmp.refused("migrate", "valid migration protocol", uri="rdma:x")
+        two.source.qmp.refused("migrate", "'blk' is not supported here", uri=two.uri, blk=True)
+        two.source.qmp.refused("migrate-incoming", "'-incoming' was not specified on the command line", uri=two.uri)
+        assert two.source.migration() == {} and two.source.qmp.events == []
+        two.source.migrate(two.uri)
+        two.check_moved()
+
+
+def refusals_keep_no_descriptor(folder):
+    os.makedirs(f"{folder}/images/000001")
+    with Two(folder) as two:
+        before = badday.descriptors(two.source.pid)
+        switch_on(two.source, "multifd", "postcopy-ram")
+        for name in ("migrate", "replicate"):
+            with open(f"{folder}/passed", "w") as file, socket.socket(socket.AF_UNIX) as way:
+                for passed in (file, way):
+                    two.source.qmp.command("getfd", fdname="way", fds=[passed.fileno()])
+                    two.source.qmp.refused(name, "is no socket" if passed is file else "unix: or tcp:", uri="fd:way")
+        two.source.qmp.refused("replicate", "000001", path="images")
+        after = badday.descriptors(two.source.pid)
+        assert len(after) == len(before), set(after.items()) ^ set(before.items())
+
+
+def destination_that_is_not_there_fails_the_move(folder):
+    with Two(folder) as two:
+        two.source.migrate(f"unix:{folder}/nobody")
+        assert follow(two.source, "failed", "completed") == ["setup", "failed"]
+        assert "nobody" in check_fields(two.source.migration())["error-desc"]
+        two.check_stayed()
+
+
+def source_that_ends_leaves_a_destination_without_a_guest(folder):
+    """Which is of no use then, and is told so."""
+    with Two(folder) as two:
+        two.slowly()
+        begin = time.monotonic()
+        two.source.end()
+        assert time.monotonic() - begin < END_S
+        two.destination.process.wait(END_S)
+        assert two.destination.process.returncode == 1 and "does not come" in two.destination.log(), two.destination.log()
+        two.journal.check()
+
+
+def destination_that_ends_leaves_the_guest_where_it_was(folder):
+    with Two(folder) as two:
+        two.slowly()
+        begin = time.monotonic()
+        two.destination.end()
+        assert time.monotonic() - begin < END_S
+        assert without_rounds(follow(two.source, "failed", "completed"))[-1] == "failed"
+        two.check_stayed()
+
+
+def process_cannot_be_moved(folder):
+    with badday.ProcessUnderTest(BUILD, size="4M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, server.client() as client:
+        client.add_process("g", guest.pid)
+        error = client.refused("migrate", "background-snapshot", "replicate", uri="exec:true")
+        assert error["class"] == "GenericError", error
+        client.refused("replicate-hand-over", "not being replicated")
+        assert client.command("query-migrate") == {} and not client.events
+
+
+# ---- a destination, and QEMU's -------------------------------------------------------------------------------
+
+DEFERRED = [("query-status", {}), ("query-migrate", {}), ("migrate_cancel", {}), ("migrate-recover", {"uri": "x"}),
+            ("migrate-pause", {}), ("migrate", {"uri": "tcp:127.0.0.1:1"}), ("migrate-incoming", {"uri": "nope:"}),
+            ("migrate-incoming", {"uri": "fd:nope"}), ("migrate-incoming", {"uri": "unix:DIR/way"}), ("query-status", {}),
+            ("migrate-incoming", {"uri": "unix:DIR/other"}), ("migrate_cancel", {}), ("query-status", {}),
+            ("query-migrate", {})]
+
+
+def answers(client, folder):
+    found = []
+    for name, arguments in DEFERRED:
+        try:
+            answer = client.command(name, **{key: value.replace("DIR", folder) for key, value in arguments.items()})
+        except qmpd.Refused as refused:
+            answer = refused.error
+        found.append((name, arguments, json.dumps(answer, sort_keys=True).replace(folder, "DIR")))
+    return found
+
+
+def connected(path):
+    """A client; None where nobody listens yet."""
+    try:
+        return qmpd.Client(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+
+
+def deferred_destination_answers_as_qemu_does(folder):
+    """But that ours has a status as soon as it listens."""
+    if not shutil.which("qemu-system-x86_64"):
+        raise cases.Skip("skip: qemu-system-x86_64 is missing")
+    os.mkdir(f"{folder}/q")
+    arguments = ["-M", "pc", "-m", "64", "-nodefaults", "-display", "none", "-incoming", "defer", "-qmp",
+                 f"unix:{folder}/q/qmp,server=on,wait=off"]
+    with Two(folder, defer=True) as two, children.Child(["qemu-system-x86_64", *arguments]):
+        with badday.wait_until(lambda: connected(f"{folder}/q/qmp"), 20, "QEMU listens").negotiate() as client:
+            if client.greeting["QMP"]["version"]["qemu"]["major"] != 7:
+                raise cases.Skip("skip: the answers are those of QEMU 7.2")
+            theirs = answers(client, f"{folder}/q")
+        ours = answers(two.destination.qmp, folder)
+        for (name, arguments, their_answer), (_name, _arguments, our_answer) in zip(theirs, ours):
+            our_answer = our_answer.replace(', "status": "setup"', "")
+            assert their_answer == our_answer, f"{name} {arguments}:\n  QEMU {their_answer}\n  ours {our_answer}"
+
+
+def destination_that_cannot_listen_may_try_again(folder):
+    with Two(folder, defer=True) as two:
+        two.destination.qmp.refused("migrate-incoming", "nowhere", uri="unix:/nowhere/way")
+        two.destination.qmp.refused("migrate-incoming", "unknown migration protocol: rdma:x", uri="rdma:x")
+        assert two.destination.migration() == {}
+        two.destination.command("migrate-incoming", uri="tcp:127.0.0.1:0")
+        address = two.destination.migration()["socket-address"][0]
+        assert address["type"] == "inet" and address["host"] == "127.0.0.1" and int(address["port"]) > 0, address
+        two.destination.qmp.refused("migrate-incoming", "has already been started", uri=two.uri)
+        two.source.migrate(f"tcp:127.0.0.1:{address['port']}")
+        two.check_moved()
+        two.destination.qmp.refused("migrate-incoming", "has already been started", uri=two.uri)
+
+
+# ---- replication ---------------------------------------------------------------------------------------------
+
+def check_replicates(vm, epochs=3):
+    """Until some epochs are in force."""
+    vm.wait_status("colo")
+    badday.wait_until(lambda: vm.migration()["epoch"] >= epochs, 30, f"{epochs} epochs")
+    return check_fields(vm.migration(), ["epoch", "epoch-pause"])
+
+
+def standby_is_promoted_when_its_source_was_killed(folder):
+    with Two(folder) as two:
+        two.source.command("replicate", uri=two.uri, interval=50)
+        check_replicates(two.source)
+        seen = without_rounds(follow(two.source, "colo"))
+        assert seen == ["setup", "active", "colo"], seen
+        assert two.destination.wait_status("colo")["epoch"] >= 2
+        assert two.destination.run_state() == "inmigrate"
+        two.destination.qmp.refused("cont", "has not come yet")
+        two.source.kill()
+        two.destination.command("replicate-promote")
+        assert follow(two.destination, "completed", "failed")[-2:] == ["RESUME", "completed"]
+        two.destination.check_guest()
+        two.journal.check(exact=1)
+
+
+def replicated_guest_is_handed_over(folder):
+    with Two(folder) as two:
+        two.source.command("replicate", uri=two.uri, interval=50)
+        check_replicates(two.source)
+        two.source.qmp.refused("replicate-promote", "no standby")
+        two.source.command("replicate-hand-over")
+        seen = without_rounds(follow(two.source, "completed", "failed"))
+        assert seen == ["setup", "active", "colo", "STOP", "device", "completed"], seen
+        two.check_moved()
+
+
+def replication_is_ended_by_cancel(folder):
+    with Two(folder) as two:
+        two.source.command("replicate", uri=two.uri, interval=50)
+        check_replicates(two.source)
+        two.source.command("migrate_cancel")
+        assert follow(two.source, "cancelled", "failed")[-2:] == ["cancelling", "cancelled"]
+        two.check_stayed()
+        two.source.qmp.refused("replicate", "either uri or path", uri=two.uri, path="images")
+        two.source.qmp.refused("replicate", "either uri or path")
+        two.source.qmp.refused("replicate", "'interval' expects", uri=two.uri, interval=0)
+
+
+def images_of(folder):
+    return sorted(name for name in os.listdir(folder) if os.path.exists(f"{folder}/{name}/manifest.json"))
+
+
+def check_images(folder, at_least=3):
+    """They are a chain, and every byte of the last one is right."""
+    found = images_of(folder)
+    assert len(found) >= at_least, found
+    shown = badday.vmsnap(BUILD, "verify", f"{folder}/{found[-1]}")
+    assert shown.returncode == 0, shown
+
+
+def embedded_guest_is_replicated_into_images(folder):
+    with Two(folder) as two:
+        two.source.command("replicate", path="images", interval=100)
+        check_replicates(two.source)
+        two.source.command("migrate_cancel")
+        two.source.wait_status("cancelled")
+        two.check_stayed()
+    check_images(f"{folder}/images")
+
+
+def process_is_replicated_into_images(folder):
+    with badday.ProcessUnderTest(BUILD, size="16M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, server.client() as client:
+        client.add_process("g", guest.pid)
+        client.command("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+        client.command("replicate", path="images", interval=100)
+        client.wait_event("MIGRATION", status="colo")
+        badday.wait_until(lambda: client.command("query-migrate")["epoch"] >= 3, 30, "three epochs")
+        client.refused("snapshot-save", "busy", job_id="j", path="image")
+        client.refused("target-del", "busy", id="g")
+        client.command("migrate_cancel")
+        client.wait_event("MIGRATION", status="cancelled")
+        client.command("target-del", id="g")
+        guest.check_released()
+        guest.check_no_errors()
+        check_images(f"{folder}/images")
+
+
+def helper_that_ends_lets_a_replicated_process_go(folder):
+    with badday.ProcessUnderTest(BUILD, size="16M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, server.client() as client:
+        client.add_process("g", guest.pid)
+        client.command("replicate", path="images", interval=100)
+        badday.wait_until(lambda: client.command("query-migrate").get("epoch", 0) >= 2, 30, "two epochs")
+        client.command("quit")
+        server.wait_end(END_S)
+        guest.check_released()
+        guest.check_no_errors()
+        check_images(f"{folder}/images", at_least=2)
+
+
+def qemu_is_replicated_into_images(folder):
+    with badday.QemuUnderTest(BUILD, folder, size="64M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, \
+            server.client() as client:
+        client.add_qemu("g", guest.sockets[0])
+        client.command("replicate", path="images", interval=200)
+        badday.wait_until(lambda: client.command("query-migrate").get("epoch", 0) >= 3, 30, "three epochs")
+        client.command("migrate_cancel")
+        badday.wait_until(lambda: client.command("query-migrate")["status"] == "cancelled", 10, "it is cancelled")
+        client.command("target-del", id="g")
+        guest.check_released()
+        guest.check_no_errors()
+        check_images(f"{folder}/images")
+
+
+def helper_takes_replications_in_as_images(folder):
+    """One after another, each into a folder of its own."""
+    os.mkdir(f"{folder}/there")
+    uri = f"unix:{folder}/way"
+    journal = migrate.Journal(folder)
+    with qmpd.Vmsnapd(BUILD, f"{folder}/there", "--incoming", uri) as server, server.client() as client, \
+            migrate.ThreadVm(BUILD, folder, "source", journal, rate=2000, prefill=True) as source:
+        assert client.command("query-migrate")["status"] == "setup"
+        with socket.socket(socket.AF_UNIX) as stranger:  # who does not replicate takes no number
+            stranger.connect(f"{folder}/way")
+            stranger.send(b"x" * 100)
+        client.wait_event("MIGRATION", status="failed")
+        client.wait_event("MIGRATION", status="setup")
+        for number in (1, 2):
+            source.command("replicate", uri=uri, interval=100)
+            check_replicates(source)
+            assert client.command("query-migrate")["status"] == "colo"
+            source.command("migrate_cancel")
+            source.wait_status("cancelled")
+            badday.wait_until(lambda: client.command("query-migrate")["status"] == "setup", 10, "it listens again")
+            check_images(f"{folder}/there/incoming-{number}")
+        source.check_guest()
+        source.end()
+    assert sorted(os.listdir(f"{folder}/there")) == ["incoming-1", "incoming-2", "vmsnapd.log"], os.listdir(f"{folder}/there")
+
+
+if __name__ == "__main__":
+    children.end_by_signal()
+    cases.run(globals(), sys.argv[2:])
