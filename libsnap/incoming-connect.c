@@ -202,9 +202,10 @@ static gboolean accept_others(SnapIncoming *incoming, uint16_t flags, GError **e
 /* Nobody else is to come; who comes is refused by the system. A command or a descriptor ends with its transport.
  */
 static void stop_listening(SnapIncoming *incoming) {
+    g_autoptr(SnapTransport) transport = NULL;
     snap_lock(&incoming->lock);
     if (snap_transport_can_have_several(incoming->transport))
-        g_clear_pointer(&incoming->transport, snap_transport_free);
+        transport = g_steal_pointer(&incoming->transport);
     snap_unlock(&incoming->lock);
 }
 

@@ -13,6 +13,7 @@
  */
 #include "incoming-missing.h"
 
+#include "huge-pages.h"
 #include "uffd.h"
 
 #include <errno.h>
@@ -48,7 +49,8 @@ static gboolean fail_region(const SnapRegion *region, int rc, GError **error) {
 }
 
 /* By trying: better now than when the guest stands. */
-static gboolean try_region(SnapMissing *missing, const SnapRegion *region, GError **error) {
+static gboolean try_region(SnapMissing *missing, SnapIncomingRegion *entry, GError **error) {
+    const SnapRegion *region = entry->region;
     const char *why = cannot_miss(region);
     if (why) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "region \"%s\": no post-copy: %s", region->name, why);
@@ -56,6 +58,7 @@ static gboolean try_region(SnapMissing *missing, const SnapRegion *region, GErro
     }
     if (!can_register(region))
         return TRUE;
+    entry->huge_pages = !snap_missing_is_huge(entry) && snap_huge_pages_may_be_made(region->host_address);
     int rc = snap_uffd_register_missing(missing->uffd, region->host_address, region->length_bytes);
     if (rc == 0)
         rc = snap_uffd_unregister(missing->uffd, region->host_address, region->length_bytes);
@@ -85,8 +88,7 @@ static gboolean open_uffd(SnapMissing *missing, GError **error) {
         return FALSE;
     }
     for (guint i = 0; i < regions->len; i++) {
-        const SnapIncomingRegion *region = g_ptr_array_index(regions, i);
-        if (!try_region(missing, region->region, error))
+        if (!try_region(missing, g_ptr_array_index(regions, i), error))
             return FALSE;
     }
     return TRUE;
@@ -186,7 +188,7 @@ static int keep_rest(SnapIncomingRegion *region, uint64_t page, uint64_t end) {
     return 0;
 }
 
-/* Before it is registered: dropping what is would wait for ourselves. */
+/* Before it is registered: dropping what is would wait for ourselves. Until it is, nobody may fill the holes. */
 static int drop_missing(SnapMissing *missing, SnapIncomingRegion *region) {
     uint64_t page_bytes = region->region->page_bytes, first = 0, end = 0;
     for (; next_run(region, &first, &end); first = end) {
@@ -217,8 +219,15 @@ static gboolean make_zeros(SnapMissing *missing, const SnapIncomingRegion *regio
     return TRUE;
 }
 
+static int let_huge_pages(const SnapIncomingRegion *region, bool allow) {
+    bool matters = region->missing && region->huge_pages;
+    return matters ? snap_huge_pages_allow(region->region->host_address, region->region->length_bytes, allow) : 0;
+}
+
 static gboolean prepare_region(SnapMissing *missing, SnapIncomingRegion *region, GError **error) {
-    int rc = region->missing ? drop_missing(missing, region) : 0;
+    int rc = let_huge_pages(region, false);
+    if (rc == 0 && region->missing)
+        rc = drop_missing(missing, region);
     if (rc < 0)
         return fail_region(region->region, rc, error);
     return !region->missing || make_zeros(missing, region, error);
@@ -227,6 +236,8 @@ static gboolean prepare_region(SnapMissing *missing, SnapIncomingRegion *region,
 static gboolean register_region(SnapMissing *missing, const SnapIncomingRegion *region, GError **error) {
     const SnapRegion *own = region->region;
     int rc = region->missing ? snap_uffd_register_missing(missing->uffd, own->host_address, own->length_bytes) : 0;
+    if (rc == 0)
+        rc = let_huge_pages(region, true);
     return rc == 0 || fail_region(own, rc, error);
 }
 

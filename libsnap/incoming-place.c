@@ -93,7 +93,9 @@ static int64_t put_some_locked(SnapMissing *missing, SnapIncomingRegion *region,
     uint64_t length = (end - page) * page_bytes;
     int64_t done = from ? snap_uffd_copy(missing->uffd, address, from, length)
                         : snap_uffd_zero(missing->uffd, address, length);
-    if (done == -EEXIST || done == -ENOENT) { /* written past us; or unmapped */
+    /* Unmapped; or written past us, through another mapping of a file. Private memory is written by nobody else.
+     */
+    if (done == -ENOENT || (done == -EEXIST && region->region->memory == SNAP_MEMORY_SHMEM)) {
         snap_uffd_wake(missing->uffd, address, page_bytes);
         done = (int64_t)page_bytes;
     }
@@ -206,7 +208,7 @@ static int put_granule_locked(SnapMissing *missing, SnapIncomingRegion *region, 
     if (done == -EAGAIN)
         return -EAGAIN;
     g_clear_pointer(part, g_free);
-    if (done < 0 && done != -EEXIST && done != -ENOENT) {
+    if (done < 0 && done != -EEXIST && done != -ENOENT) { /* another mapping may have put it there */
         snap_missing_set(region->missing, first, first + granule);
         return (int)done;
     }

@@ -137,12 +137,14 @@ static bool will_promote(const SnapIncoming *incoming, unsigned bits) {
 /* @order: what is done next. Phase and request change in one, so that nobody sees it rest in between. */
 static void begin_promotion_locked(SnapIncoming *incoming) SNAP_REQUIRES(incoming->lock) {
     incoming->asked &= ~(unsigned)SNAP_ASKED_PROMOTE;
+    incoming->committed = true;
     enter_locked(incoming, SNAP_MIGRATION_DEVICE);
 }
 
 /* Close the connection, and say where that leaves us. @failure: (take). Return: what is to be done next, if that
  * is known. */
 static unsigned settle(SnapIncoming *incoming, bool ok, GError *failure) {
+    g_autoptr(SnapTransport) transport = NULL; /* ended without the lock: a command has to be waited for */
     unsigned bits = asked(incoming);
     if (incoming->complete)
         snap_incoming_set_phase(incoming, SNAP_MIGRATION_COMPLETED); /* nobody has to wait for the rest */
@@ -152,7 +154,7 @@ static unsigned settle(SnapIncoming *incoming, bool ok, GError *failure) {
     snap_incoming_drop_states(incoming);
     SnapMigrationPhase phase = phase_after(incoming, ok, bits);
     snap_lock(&incoming->lock);
-    g_clear_pointer(&incoming->transport, snap_transport_free);
+    transport = g_steal_pointer(&incoming->transport);
     SnapMigrationPhase before = incoming->phase;
     bool promoted = will_promote(incoming, incoming->asked);
     if (promoted) {
@@ -230,8 +232,9 @@ static void clear(SnapIncoming *incoming) {
     g_clear_pointer(&incoming->regions, g_ptr_array_unref);
     g_clear_pointer(&incoming->driver, g_free);
     snap_lock(&incoming->lock);
-    g_clear_pointer(&incoming->transport, snap_transport_free);
+    SnapTransport *transport = g_steal_pointer(&incoming->transport);
     snap_unlock(&incoming->lock);
+    snap_transport_free(transport);
 }
 
 gpointer snap_incoming_run(gpointer data) {

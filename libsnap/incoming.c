@@ -126,17 +126,16 @@ static gboolean refuse(GError **error, const char *why) {
     return FALSE;
 }
 
-/* Where the connection was lost after READY only the source knows whose the guest is; a standby is not started by
- * anyone but us. */
+/* Where the connection was lost after READY only the source knows whose the guest is; a standby is not committed
+ * before it is being started. */
 static const char *cannot_cancel_locked(const SnapIncoming *incoming) {
-    bool standby = incoming->phase == SNAP_MIGRATION_STANDBY || incoming->since == SNAP_MIGRATION_STANDBY;
     if (incoming->phase == SNAP_MIGRATION_COMPLETED || incoming->phase == SNAP_MIGRATION_POSTCOPY)
         return "the guest runs here already";
     if (incoming->phase == SNAP_MIGRATION_FAILED || incoming->phase == SNAP_MIGRATION_CANCELLED)
         return "the migration has ended already";
     if (incoming->asked & SNAP_ASKED_PROMOTE)
         return "the standby is being started";
-    return incoming->committed && !standby ? "it is too late: the guest may be this side's" : NULL;
+    return incoming->committed ? "it is too late: the guest may be this side's" : NULL;
 }
 
 gboolean snap_incoming_cancel(SnapIncoming *incoming, GError **error) {
@@ -256,7 +255,8 @@ void snap_incoming_get_stats(SnapIncoming *incoming, SnapMigrationStats *ret_sta
     stats.epoch = incoming->epoch;
     stats.setup_ns = ns_between(incoming->start_us, incoming->welcome_us ? incoming->welcome_us : now_us);
     stats.total_ns = ns_between(incoming->start_us, now_us);
-    stats.downtime_ns = incoming->ended_us ? ns_between(incoming->stopped_us, incoming->started_us) : 0;
+    bool known = incoming->ended_us && incoming->stopped_us; /* of a standby it is not */
+    stats.downtime_ns = known ? ns_between(incoming->stopped_us, incoming->started_us) : 0;
     stats.bytes_per_second =
         incoming->ended_us ? 0 : snap_rate_look(&incoming->rate, snap_now_ns(), stats.sent_bytes);
     snap_unlock(&incoming->lock);

@@ -76,6 +76,7 @@ typedef struct {
     uint8_t *memory;    /* NULL without a guest */
     uint64_t n_chunks;
     uint64_t source_granule_bytes;
+    bool huge_pages; /* the kernel may make huge pages of it, and of holes in it */
 
     /* who places a chunk: the thread of its channel, before the guest runs; then under SnapMissing.lock */
     uint64_t *put; /* a mask a chunk: pages that may hold something. NULL without a guest */
@@ -153,7 +154,7 @@ struct SnapIncoming {
     uint64_t past_bytes; /* of connections that are closed */
     uint64_t past_multifd_bytes;
     uint64_t switch_bytes[2]; /* what had come when the guest was stopped, and when it was started here */
-    int64_t welcome_us, stopped_us, started_us, ended_us; /* 0: not yet. Stopped: its END was read */
+    int64_t welcome_us, stopped_us, started_us, ended_us; /* 0: not yet. Stopped: all but memory begins to come */
     uint64_t total_bytes;
     uint64_t rounds;
     uint64_t dirty_pages_per_second;

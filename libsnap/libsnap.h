@@ -650,7 +650,7 @@ void snap_guest_set_move_ops(SnapGuest *guest, const SnapMoveOps *ops);
 /** snap_guest_move_ops: (borrow) NULL where it cannot be moved. Thread: any. */
 const SnapMoveOps *snap_guest_move_ops(const SnapGuest *guest);
 
-/* Where a migration is, at either end. The tables of what follows what are in outgoing.h and incoming.h. */
+/* Where a migration is, at either end. What follows what: outgoing.h, and the head of incoming-run.c. */
 typedef enum {
     SNAP_MIGRATION_SETUP,          /* connecting, listening, comparing */
     SNAP_MIGRATION_ACTIVE,         /* memory goes over, the guest runs at the source */
@@ -696,8 +696,8 @@ typedef struct {
     /* Fail when so many rounds in a row have not brought it nearer, throttled as far as it may be; 0: 30. Not
      * where may_postcopy is set, which is another way out. */
     unsigned max_useless_rounds;
-    /* A connection that is silent for so long is lost, and so is one whose other side leaves a guest that stands
-     * waiting for so long, before it is ready; 0: 10 s. */
+    /* A connection that is silent for so long is lost; 0: 10 s. A guest that stands for so long, and four times
+     * the downtime limit, without the other side being ready is resumed. */
     uint64_t silence_ms;
     /* Replicate instead of moving: an epoch every so many ms; 0: move. */
     uint64_t epoch_ms;
@@ -707,8 +707,8 @@ typedef struct {
 typedef struct {
     SnapMigrationPhase phase;
     SnapMigrationPhase
-        since;            /* the phase before UNCONNECTED or RECOVER: POSTCOPY, or DEVICE where GO was under way */
-    uint64_t total_bytes; /* of memory */
+        since; /* the phase before UNCONNECTED or RECOVER: POSTCOPY, DEVICE where GO was under way, or STANDBY */
+    uint64_t total_bytes;                                   /* of memory */
     uint64_t remaining_bytes;                               /* of memory, still to be sent, as is known now */
     uint64_t sent_bytes;                                    /* on all channels */
     uint64_t precopy_bytes, downtime_bytes, postcopy_bytes; /* of them: in which part */
@@ -721,7 +721,7 @@ typedef struct {
     uint64_t pages_per_second;
     uint64_t postcopy_requests;
     uint64_t expected_downtime_ns;
-    uint64_t downtime_ns; /* 0 before it is known. Source: stop to STARTED */
+    uint64_t downtime_ns; /* 0 before it is known. Source: stop to STARTED. Destination: what it saw of it */
     uint64_t setup_ns;
     uint64_t total_ns;
     unsigned throttle_percent;
@@ -744,16 +744,16 @@ typedef struct SnapOutgoing SnapOutgoing;
  * snap_outgoing_start: begin; returns at once.
  * @guest: (borrow) until snap_outgoing_free(). To be moved it needs hand_over. Nobody else may log its writes.
  * @options: (borrow). @func, @opaque: (nullable) who is told.
- * Errors: USAGE, an option is out of range, or the URI; REFUSED, the guest cannot be moved, or its writes are
- * logged by somebody else. Return: (out) free with snap_outgoing_free().
+ * Errors: USAGE, an option is out of range, or the URI; REFUSED, the guest cannot be moved, or not be throttled as
+ * the options want it, or its writes are logged by somebody else; NOT_FOUND, fd: is no descriptor; IO, no
+ * descriptors are left. Return: (out) free with snap_outgoing_free().
  */
 SnapOutgoing *snap_outgoing_start(SnapGuest *guest, const SnapOutgoingOptions *options, SnapMigrationFunc func,
                                   void *opaque, GError **error);
 
 /**
  * snap_outgoing_wait: until it is in COMPLETED (TRUE), or FAILED, CANCELLED or UNCONNECTED (FALSE); at most
- * @timeout_ms
- *   (-1: without limit).
+ * @timeout_ms (-1: without limit).
  * Errors: TIMED_OUT, it still runs; IO, what happened to the connection, also in UNCONNECTED; REFUSED, by the
  * other side, in its words; PROTOCOL; CANCELLED; FAILED, the guest does not converge; those of
  * snap_tracker_collect() and of the guest's functions. Thread: any.
@@ -773,15 +773,16 @@ gboolean snap_outgoing_continue(SnapOutgoing *outgoing, GError **error);
  * was not set, or it is not in SETUP or ACTIVE. Thread: any. */
 gboolean snap_outgoing_start_postcopy(SnapOutgoing *outgoing, GError **error);
 
-/** snap_outgoing_pause: cut the connection in POSTCOPY, which is UNCONNECTED then. Errors: REFUSED. Thread: any.
- */
+/** snap_outgoing_pause: cut the connection in POSTCOPY, which is UNCONNECTED then. Errors: REFUSED, it is not
+ * there. Thread: any. */
 gboolean snap_outgoing_pause(SnapOutgoing *outgoing, GError **error);
 
-/** snap_outgoing_resume: connect again, from UNCONNECTED. @uri: (borrow). Errors: USAGE; REFUSED. Thread: any. */
+/** snap_outgoing_resume: connect again, from UNCONNECTED. @uri: (borrow). Errors: USAGE; REFUSED, it has not lost
+ * its connection, or this kind cannot resume it; NOT_FOUND, IO: as in start. Thread: any. */
 gboolean snap_outgoing_resume(SnapOutgoing *outgoing, const char *uri, GError **error);
 
-/** snap_outgoing_hand_over: end a replication by handing the guest over at the next epoch. Errors: REFUSED.
- * Thread: any. */
+/** snap_outgoing_hand_over: end a replication by handing the guest over at the next epoch. Errors: REFUSED, it is
+ * none, or one-way, or over, or the guest has no hand_over. Thread: any. */
 gboolean snap_outgoing_hand_over(SnapOutgoing *outgoing, GError **error);
 
 /** snap_outgoing_set_limits: they hold at once. @limits: (borrow). Thread: any. */
@@ -798,8 +799,8 @@ void snap_outgoing_free(SnapOutgoing *outgoing);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapOutgoing, snap_outgoing_free)
 
 /*
- * The destination: a job with a thread "snap-incoming", and "snap-missing" in a post-copy. The guest is started
- * when all of it is here, or in a post-copy will be, and the source has let go of it; never before.
+ * The destination: a job with a thread "snap-incoming", and "snap-missing" where a post-copy may come. The guest
+ * is started when all of it is here, or in a post-copy will be, and the source has let go of it; never before.
  */
 typedef struct SnapIncoming SnapIncoming;
 
@@ -813,22 +814,26 @@ typedef struct {
 /**
  * snap_incoming_start: listen; returns when it does.
  * @guest: (borrow) until snap_incoming_free(): with move_ops, never run. What its memory holds is dropped. NULL:
- * into images. Errors: USAGE; EXISTS; REFUSED, the guest cannot be moved here; IO.
+ * into images. Errors: USAGE; EXISTS, somebody listens there, or images are in the folder; REFUSED, the guest
+ * cannot be moved here; NOT_FOUND, PERMISSION, NO_SPACE: the descriptor, file or folder; TIMED_OUT, the name to
+ * listen at was not found in time; IO.
  */
 SnapIncoming *snap_incoming_start(SnapGuest *guest, const SnapIncomingOptions *options, SnapMigrationFunc func,
                                   void *opaque, GError **error);
 
 /** snap_incoming_wait: until the guest runs here and all of it is (COMPLETED; TRUE), or FAILED, CANCELLED or
- * UNCONNECTED. Errors: as of snap_outgoing_wait(); CORRUPT, a checksum is wrong. TIMED_OUT is @timeout_ms only: a
- * source that was silent is IO. */
+ * UNCONNECTED. Errors: as of snap_outgoing_wait(); CORRUPT, a checksum is wrong; REFUSED, NOT_SUPPORTED,
+ * PERMISSION: also where the memory here does not fit, or there can be no post-copy; those of load_state and
+ * start, and of writing images. TIMED_OUT is @timeout_ms only: a source that was silent is IO. Thread: any. */
 gboolean snap_incoming_wait(SnapIncoming *incoming, int timeout_ms, GError **error);
 
 /** snap_incoming_cancel: give it up; a standby as well. Errors: REFUSED, it is too late: the guest may be this
- * side's. */
+ * side's, or it has ended. Thread: any. */
 gboolean snap_incoming_cancel(SnapIncoming *incoming, GError **error);
 
 /** snap_incoming_recover: listen again, in UNCONNECTED; or in COMPLETED, for a source that lost its connection
- * before it heard of that. @uri: (borrow). Errors: USAGE; REFUSED; EXISTS; IO. Thread: any. */
+ * before it heard of that. @uri: (borrow). Looking a name up may take a while. Errors: REFUSED, no connection was
+ * lost; for @uri those of snap_incoming_start(). Thread: any. */
 gboolean snap_incoming_recover(SnapIncoming *incoming, const char *uri, GError **error);
 
 /**

@@ -19,6 +19,7 @@
 enum {
     LOOK_US = 2000,      /* between two looks at what has come */
     LAST_WORDS_MS = 100, /* of a side that closed the connection */
+    LIMITS_MAX = 4,      /* so many times the downtime limit may a guest stand, and the time of silence */
 };
 
 /* ---- open and close -------------------------------------------------------------------------------------- */
@@ -147,10 +148,13 @@ static gboolean check_silence(SnapOutgoing *outgoing, GError **error) {
 /* The last words of a side that has closed the connection are a better reason. */
 static void explain(SnapOutgoing *outgoing, GError **error) {
     SnapWireHead head;
+    int64_t until_us = g_get_monotonic_time() + LAST_WORDS_MS * 1000;
     if (!error || !*error || !g_error_matches(*error, SNAP_ERROR, SNAP_ERROR_IO) || outgoing->one_way) {
         return;
     }
-    while (snap_channel_receive(&outgoing->lanes[0].channel, LAST_WORDS_MS, &head, outgoing->body, NULL)) {
+    /* Where only another connection is lost, this one may go on for ever, and a guest may stand. */
+    while (g_get_monotonic_time() < until_us &&
+           snap_channel_receive(&outgoing->lanes[0].channel, LAST_WORDS_MS, &head, outgoing->body, NULL)) {
         if (head.type == SNAP_WIRE_FAILED) {
             g_autofree char *text = snap_wire_decode_failed(&head, outgoing->body);
             g_clear_error(error);
@@ -184,6 +188,25 @@ static gboolean is_whole(SnapOutgoing *outgoing, GError **error) {
     return !failure;
 }
 
+/* A guest that stands is not kept standing by a side that lives, and does not come to an end; nor by a connection
+ * that takes a byte now and then. */
+static gboolean check_patience(SnapOutgoing *outgoing, GError **error) {
+    if (outgoing->phase != SNAP_MIGRATION_DEVICE || outgoing->committed) {
+        return TRUE;
+    }
+    snap_lock(&outgoing->lock);
+    uint64_t limit_ms = outgoing->options.silence_ms + LIMITS_MAX * outgoing->limits.downtime_limit_ms;
+    snap_unlock(&outgoing->lock);
+    uint64_t stood_ms = (snap_now_ns() - outgoing->device_ns) / 1000000;
+    if (stood_ms <= limit_ms) {
+        return TRUE;
+    }
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT,
+                "the guest stands for %" G_GUINT64_FORMAT " ms already, and the other side is not ready",
+                (guint64)stood_ms);
+    return FALSE;
+}
+
 /* Of each wait of the job. What has come counts before that a part of the connection is lost: the last words of
  * the other side, and COMPLETE, come before it closes. */
 static gboolean attend(SnapOutgoing *outgoing, SnapWireType type, SnapWireHead *ret_head, bool *ret_got,
@@ -198,7 +221,8 @@ static gboolean attend(SnapOutgoing *outgoing, SnapWireType type, SnapWireHead *
     if (*ret_got) {
         return TRUE;
     }
-    return is_whole(outgoing, error) && (outgoing->one_way || check_silence(outgoing, error));
+    return is_whole(outgoing, error) && check_patience(outgoing, error) &&
+           (outgoing->one_way || check_silence(outgoing, error));
 }
 
 gboolean snap_outgoing_look(SnapOutgoing *outgoing, GError **error) {
@@ -235,32 +259,15 @@ gboolean snap_outgoing_doze(SnapOutgoing *outgoing, uint64_t timeout_ms, GError 
     return attend(outgoing, SNAP_WIRE_NONE, &head, &got, error);
 }
 
-/* A guest that stands is not kept waiting by a side that lives, and does not come to an end. */
-static gboolean check_patience(const SnapOutgoing *outgoing, SnapWireType type, uint64_t since_ns,
-                               GError **error) {
-    uint64_t silence_ms = outgoing->options.silence_ms;
-    if (type != SNAP_WIRE_READY || !outgoing->paused || (snap_now_ns() - since_ns) / 1000000 <= silence_ms) {
-        return TRUE;
-    }
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT,
-                "the other side has everything, and is not ready after %" G_GUINT64_FORMAT " ms",
-                (guint64)silence_ms);
-    return FALSE;
-}
-
 gboolean snap_outgoing_await(SnapOutgoing *outgoing, SnapWireType type, SnapWireHead *ret_head, GError **error) {
     SnapWireHead head;
     bool got;
-    uint64_t since_ns = snap_now_ns();
     for (;;) {
         if (!attend(outgoing, type, ret_head ? ret_head : &head, &got, error)) {
             return FALSE;
         }
         if (got) {
             return TRUE;
-        }
-        if (!check_patience(outgoing, type, since_ns, error)) {
-            return FALSE;
         }
         sleep_for(outgoing, outgoing->options.silence_ms);
     }

@@ -225,16 +225,16 @@ static SnapSource *find_source(SnapOutgoing *outgoing, uint64_t address) {
     return NULL;
 }
 
-/* Whether it is sent in the pause only. */
-static bool is_late(const SnapOutgoing *outgoing, const SnapSource *source) {
-    return outgoing->copied_late && source->area->region->memory == SNAP_MEMORY_COPIED;
+/* Whether it is sent in the pause only: it may be written in ways that the log does not see. */
+static bool is_late(const SnapSource *source) {
+    return source->area->region->memory == SNAP_MEMORY_COPIED;
 }
 
 /* A SnapDirtyFunc. What is laid out differently now is found when the guest stands. */
 static void add_dirty(const SnapRegion *region, uint64_t offset_bytes, uint64_t length_bytes, void *opaque) {
     SnapOutgoing *outgoing = opaque;
     SnapSource *source = find_source(outgoing, region->host_address);
-    if (!source || is_late(outgoing, source)) {
+    if (!source || is_late(source)) {
         return;
     }
     const SnapRegion *announced = source->area->region;
@@ -276,7 +276,6 @@ static gboolean start_tracker(SnapOutgoing *outgoing, GError **error) {
         g_propagate_error(error, g_steal_pointer(&failure));
         return FALSE;
     }
-    outgoing->copied_late = true;
     return snap_tracker_set_mode(outgoing->tracker, SNAP_TRACK_SYNC, FALSE, error);
 }
 
@@ -286,7 +285,7 @@ gboolean snap_outgoing_begin_log(SnapOutgoing *outgoing, GError **error) {
     }
     for (guint i = 0; i < outgoing->sources->len; i++) {
         SnapSource *source = snap_outgoing_source(outgoing, i);
-        if (is_late(outgoing, source)) {
+        if (is_late(source)) {
             outgoing->late_bytes += source->area->region->length_bytes;
         } else if (!add_data(outgoing, source, error)) {
             return FALSE;
@@ -301,7 +300,7 @@ gboolean snap_outgoing_collect(SnapOutgoing *outgoing, bool last, SnapDirtyStats
     }
     for (guint i = 0; i < outgoing->sources->len && last; i++) {
         SnapSource *source = snap_outgoing_source(outgoing, i);
-        if (is_late(outgoing, source)) {
+        if (is_late(source)) {
             add_all(source);
         }
     }

@@ -31,9 +31,9 @@ static void buffer_clear(Buffer *buffer) {
     g_array_unref(buffer->chunks);
 }
 
-static void buffer_grow(Buffer *buffer, uint64_t needed_bytes) {
+static gboolean buffer_grow(Buffer *buffer, uint64_t needed_bytes, GError **error) {
     if (needed_bytes <= buffer->length_bytes) {
-        return;
+        return TRUE;
     }
     if (buffer->bytes) {
         munmap(buffer->bytes, buffer->length_bytes);
@@ -41,7 +41,14 @@ static void buffer_grow(Buffer *buffer, uint64_t needed_bytes) {
     buffer->length_bytes = needed_bytes + needed_bytes / 4;
     buffer->bytes = mmap(NULL, buffer->length_bytes, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    g_assert(buffer->bytes != MAP_FAILED);
+    if (buffer->bytes != MAP_FAILED) {
+        return TRUE;
+    }
+    buffer->bytes = NULL;
+    buffer->length_bytes = 0;
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_NO_SPACE, "no memory for an epoch of %" G_GUINT64_FORMAT " bytes",
+                (guint64)needed_bytes);
+    return FALSE;
 }
 
 static gboolean copy_source(SnapOutgoing *outgoing, guint number, Buffer *buffer, GError **error) {
@@ -66,7 +73,9 @@ static gboolean copy_all(SnapOutgoing *outgoing, Buffer *buffer, GError **error)
     }
     g_array_set_size(buffer->chunks, 0);
     buffer->used_bytes = 0;
-    buffer_grow(buffer, snap_outgoing_remaining(outgoing));
+    if (!buffer_grow(buffer, snap_outgoing_remaining(outgoing), error)) {
+        return FALSE;
+    }
     for (guint i = 0; i < outgoing->sources->len; i++) {
         if (!copy_source(outgoing, i, buffer, error)) {
             return FALSE;

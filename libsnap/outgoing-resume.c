@@ -4,8 +4,8 @@
  * Happy path: the owner names where to connect; the other side says where it is. It waits for GO: it gets it once
  * more. It has started: STARTED follows. A post-copy: what it says is missing is what is sent.
  *
- * Failure modes: every one leads back to UNCONNECTED; only the owner ends it, by free(). The guest does not run
- * here again.
+ * Failure modes: every one leads back to UNCONNECTED, and only the owner ends it, by free(); but where the other
+ * side answers GO with FAILED, the guest is ours again, and the migration has failed.
  */
 #include "outgoing.h"
 

@@ -218,6 +218,7 @@ static gboolean stop(SnapOutgoing *outgoing, uint64_t epoch, GError **error) {
     if (outgoing->options.pause_before_switchover && !wait_to_go_on(outgoing, error)) {
         return FALSE;
     }
+    outgoing->device_ns = snap_now_ns();
     snap_outgoing_enter(outgoing, SNAP_MIGRATION_DEVICE);
     g_atomic_int_set(&outgoing->halt, 0); /* nobody sets it for post-copy from here on */
     return TRUE;

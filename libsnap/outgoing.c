@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 enum {
+    EPOCH_MAX_MS = 24 * 3600 * 1000,
     DEFAULT_DOWNTIME_MS = 300,
     DEFAULT_SILENCE_MS = 10000,
     DEFAULT_USELESS_ROUNDS = 30,
@@ -125,6 +126,12 @@ static gboolean check_options(const SnapOutgoingOptions *options, GError **error
     }
     if (options->throttle_initial > 99 || options->throttle_increment > 99 || options->throttle_max > 99) {
         return fail_usage(error, "a guest is throttled by 1 to 99 per cent");
+    }
+    if (options->silence_ms > SNAP_WIRE_MAX_SILENCE_MS) {
+        return fail_usage(error, "a time of silence is at most 2147483647 ms");
+    }
+    if (options->epoch_ms > EPOCH_MAX_MS) {
+        return fail_usage(error, "an epoch takes at most a day");
     }
     if (options->epoch_ms && options->may_postcopy) {
         return fail_usage(error, "a replication cannot go over to post-copy");

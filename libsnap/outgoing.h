@@ -24,10 +24,11 @@
  *                 │                          │           │
  *                 └──> STANDBY ──────────>   └─> UNCONNECTED <─> RECOVER ──> POSTCOPY, COMPLETED
  *
- * and from SETUP, ACTIVE, PRE_SWITCHOVER, STANDBY and DEVICE: FAILED or CANCELLED. From DEVICE only as long as
- * `committed` is not set: from then on the other side may have the guest, and it never runs here again. It is set
- * under the lock, in one with a last look at what was asked, just before the first byte of GO is written; and
- * taken back where the other side says FAILED instead of STARTED.
+ * from STANDBY to PRE_SWITCHOVER as well; and from SETUP, ACTIVE, PRE_SWITCHOVER, STANDBY, DEVICE and RECOVER:
+ * FAILED or CANCELLED. From the last two only as long as `committed` is not set: from then on the other side may
+ * have the guest, and it never runs here again. It is set under the lock, in one with a last look at what was
+ * asked, just before the first byte of GO is written; and taken back where the other side says FAILED instead of
+ * STARTED, which is the only way from RECOVER to an end without the guest there.
  *
  * Failure modes: whatever fails before that, the guest is resumed first, then the other side is told (FAILED),
  * then the log ends and the phase says so. What fails after it is UNCONNECTED.
@@ -158,8 +159,7 @@ struct SnapOutgoing {
     SnapMemoryReader reader;
     int pagemap;
     SnapTracker *tracker;
-    bool copied_late;    /* the log does not know SNAP_MEMORY_COPIED: it is sent in the pause */
-    uint64_t late_bytes; /* of such memory */
+    uint64_t late_bytes; /* of SNAP_MEMORY_COPIED, which is sent in the pause */
     SnapLane lanes[SNAP_WIRE_MAX_CHANNELS];
     guint n_lanes;
     SnapLane urgent;
@@ -173,7 +173,8 @@ struct SnapOutgoing {
     bool paused;
     bool postcopy; /* it was switched over with pages missing */
     unsigned throttled_percent;
-    uint64_t stop_ns; /* when the guest was stopped */
+    uint64_t stop_ns;   /* when the guest was stopped */
+    uint64_t device_ns; /* when DEVICE began */
     uint64_t rounds;
 };
 

@@ -210,6 +210,8 @@ static gboolean keep_file(SnapTransport *transport, GError **error) {
         return snap_transport_fail(transport, errno, error);
     g_clear_pointer(&transport->made, g_free);
     int rc = sync_folder_of(transport->address);
+    if (rc < 0)
+        unlink(transport->address); /* who is told of a failure keeps the guest: nobody is to load it */
     return rc == 0 || snap_transport_fail(transport, -rc, error);
 }
 

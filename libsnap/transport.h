@@ -31,8 +31,9 @@ SnapTransport *snap_transport_new_source(const char *uri, GError **error);
 
 /**
  * snap_transport_new_destination: listens, from now on. unix: sockets are made with mode 0600, a stale one is
- * replaced, and removed in free. tcp: with port 0 chooses one. Errors: as in check; EXISTS, somebody listens
- * there; NOT_FOUND; IO.
+ * replaced, and removed in free. tcp: with port 0 chooses one; its name is looked up here, which may take a while.
+ * Errors: as in check; EXISTS, somebody listens there; NOT_FOUND, PERMISSION: the descriptor or file; TIMED_OUT,
+ * the look-up; IO.
  */
 SnapTransport *snap_transport_new_destination(const char *uri, GError **error);
 

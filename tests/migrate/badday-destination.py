@@ -165,7 +165,7 @@ def destination_that_lives_but_never_says_ready_is_given_up(folder):
     with giver.vm, Bad(f"{folder}/to") as destination:
         giver.vm.migrate(f"unix:{folder}/to")
         destination.take_all()
-        end = time.monotonic() + 4 * peers.SILENCE_MS / 1000
+        end = time.monotonic() + 30
         while time.monotonic() < end and giver.vm.status() != "failed":
             destination.peer.send(wire.ALIVE, wire.number_body(0))
             time.sleep(0.1)

@@ -127,6 +127,9 @@ static void standby_that_is_promoted(unsigned n_channels) {
     close_all(&rig, hands);
     check(&rig, &model);
     check_state(&rig, "state 5");
+    snap_incoming_get_stats(rig.incoming, &stats);
+    assert_int_equal(stats.phase, SNAP_MIGRATION_COMPLETED);
+    assert_int_equal(stats.downtime_ns, 0); /* nobody knows */
     rig_clear(&rig, 1);
 }
 

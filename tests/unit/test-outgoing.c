@@ -830,6 +830,8 @@ static void source_wrong_options_are_refused(void **state) {
         {{.uri = "exec:cat", .may_postcopy = TRUE}, SNAP_ERROR_USAGE},
         {{.uri = "unix:x", .compress_level = 20}, SNAP_ERROR_USAGE},
         {{.uri = "unix:x", .throttle_max = 100}, SNAP_ERROR_USAGE},
+        {{.uri = "unix:x", .silence_ms = UINT64_C(1) << 31}, SNAP_ERROR_USAGE},
+        {{.uri = "unix:x", .epoch_ms = UINT64_C(1) << 32}, SNAP_ERROR_USAGE},
         {{.uri = "unix:x", .may_postcopy = TRUE, .epoch_ms = 5}, SNAP_ERROR_USAGE},
     };
     MoveGuest guest;
