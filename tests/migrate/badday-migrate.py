@@ -135,8 +135,9 @@ def source_killed_at_any_moment_starts_the_guest_only_after_go(folder):
 
 
 def source_killed_in_postcopy_leaves_the_guest_waiting_for_what_is_missing(folder):
-    """What only the source had is lost with it: the guest is not wrong, it stands where it touches that."""
-    with Move(folder, verify=False) as move:
+    """What only the source had is lost with it: the guest is not wrong, it stands where it touches that; soon, as it
+    writes every page in turn."""
+    with Move(folder, verify=False, hot="100%") as move:
         move.begin("postcopy-ram", bandwidth=1 << 20, max_postcopy_bandwidth=1 << 20)
         time.sleep(0.2)
         move.source.command("migrate-start-postcopy")
@@ -144,10 +145,9 @@ def source_killed_in_postcopy_leaves_the_guest_waiting_for_what_is_missing(folde
         move.source.kill()
         move.destination.wait_status("postcopy-paused")
         assert move.destination.why(), "it does not say why"
-        time.sleep(0.5)
+        badday.wait_until(lambda: badday.blocked_threads(move.destination.pid), 20, "it waits for a missing page")
         before = move.journal.events("destination", "run")
         assert len(before) == 1, move.journal.text()
-        assert badday.blocked_threads(move.destination.pid), "nobody waits for a missing page"
         assert move.destination.run_state() in ("running", "paused"), move.destination.run_state()
         move.journal.check()
 
