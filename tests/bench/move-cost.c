@@ -54,6 +54,7 @@ typedef struct {
     bool started;
     uint64_t stopped_ns;
     /* atomic, relaxed */
+    bool wanted; /* somebody waits for the lock: it is not fair by itself */
     bool end;
     uint64_t written; /* pages */
     uint64_t *times_ns;
@@ -100,7 +101,9 @@ static gboolean pause_guest(void *opaque, SnapPauseStep step, GError **error) {
     (void)error;
     if (step == SNAP_PAUSE_READY)
         return TRUE;
+    __atomic_store_n(&guest->wanted, true, __ATOMIC_RELAXED);
     pthread_mutex_lock(&guest->lock);
+    __atomic_store_n(&guest->wanted, false, __ATOMIC_RELAXED);
     guest->stopped_ns = now_ns();
     return TRUE;
 }
@@ -335,6 +338,8 @@ static void *write_steadily(void *opaque) {
             __atomic_add_fetch(&guest->written, 1, __ATOMIC_RELAXED);
         }
         pthread_mutex_unlock(&guest->lock);
+        while (__atomic_load_n(&guest->wanted, __ATOMIC_RELAXED))
+            sched_yield();
     }
     return NULL;
 }
@@ -370,6 +375,8 @@ static int replicate(const Options *options) {
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
     alone = (alone + pages_per_second(&guest, (double)options->seconds / 2)) / 2;
+    __atomic_store_n(&guest.end, true, __ATOMIC_RELAXED);
+    pthread_join(guest.thread, NULL);
     printf("alone=%.0f replicated=%.0f slowdown=%.4f epochs=%" PRIu64 " pause-us=%.0f\n", alone, replicated,
            1 - replicated / alone, after.epoch - before.epoch, (double)after.epoch_pause_ns / 1e3);
     return 0;
