@@ -149,7 +149,7 @@ gboolean snap_incoming_cancel(SnapIncoming *incoming, GError **error) {
     return why ? refuse(error, why) : TRUE;
 }
 
-static const char *cannot_promote_locked(const SnapIncoming *incoming) {
+static const char *cannot_promote_locked(const SnapIncoming *incoming, bool force) {
     bool lost = incoming->phase == SNAP_MIGRATION_UNCONNECTED || incoming->phase == SNAP_MIGRATION_RECOVER;
     bool standby =
         incoming->phase == SNAP_MIGRATION_STANDBY || (lost && incoming->since == SNAP_MIGRATION_STANDBY);
@@ -159,12 +159,14 @@ static const char *cannot_promote_locked(const SnapIncoming *incoming) {
         return "there are images here, and no guest";
     if (incoming->asked & SNAP_ASKED_CANCEL)
         return "it is being cancelled";
+    if (!lost && !force)
+        return "the source is connected, and runs the guest: let it hand the guest over, or force it";
     return incoming->committed ? "the source hands the guest over at this moment" : NULL;
 }
 
-gboolean snap_incoming_promote(SnapIncoming *incoming, GError **error) {
+gboolean snap_incoming_promote(SnapIncoming *incoming, gboolean force, GError **error) {
     snap_lock(&incoming->lock);
-    const char *why = cannot_promote_locked(incoming);
+    const char *why = cannot_promote_locked(incoming, force);
     if (!why) {
         incoming->asked |= SNAP_ASKED_PROMOTE;
         snap_incoming_interrupt_locked(incoming);

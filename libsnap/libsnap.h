@@ -839,10 +839,12 @@ gboolean snap_incoming_recover(SnapIncoming *incoming, const char *uri, GError *
 /**
  * snap_incoming_promote: a standby becomes the guest: what has come of an unfinished epoch is dropped, and it is
  * started as it was at the last one. The caller vouches that the source does not run it any more. Returns when it
- * was asked for; snap_incoming_wait() tells how it went. Errors: REFUSED, it is not a standby, or no epoch is
- * complete. Thread: any.
+ * was asked for; snap_incoming_wait() tells how it went.
+ * @force: although the source is connected, and so most likely runs it: it is to be ended by other means.
+ * Errors: REFUSED, it is not a standby, or no epoch is complete, or without @force the source is connected.
+ * Thread: any.
  */
-gboolean snap_incoming_promote(SnapIncoming *incoming, GError **error);
+gboolean snap_incoming_promote(SnapIncoming *incoming, gboolean force, GError **error);
 
 /** snap_incoming_uri: (out) g_free() it: where it listens, of tcp: with port 0 with the port. Thread: any. */
 char *snap_incoming_uri(SnapIncoming *incoming);

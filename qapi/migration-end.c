@@ -129,36 +129,19 @@ static void cancel(void *opaque) {
     g_cond_broadcast(&end->changed);
 }
 
-/* Why it waits to be resumed. */
-static void tell_lost_connection(const MigrationEnd *end) {
-    g_autoptr(GError) error = NULL;
-    if (end->ops->wait(end->handle, 0, &error) || g_error_matches(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT))
-        return; /* it has gone on meanwhile */
-    g_mutex_lock(&end->helper->lock);
-    g_free(end->migration->error);
-    end->migration->error = g_strdup(error->message);
-    g_mutex_unlock(&end->helper->lock);
-}
-
 /* Return: FALSE when the helper ends, and it cannot be cancelled any more. */
 static gboolean await_end(MigrationEnd *end) {
     gboolean asked = FALSE;
     g_mutex_lock(&end->helper->lock);
-    SnapMigrationPhase seen = end->phase;
     while (!phases[end->phase].is_end) {
-        gboolean cancel_now = end->cancelled && !asked;
-        gboolean lost = seen != end->phase && end->phase == SNAP_MIGRATION_UNCONNECTED;
-        seen = end->phase;
-        if (!cancel_now && !lost) {
+        if (!end->cancelled || asked) {
             g_cond_wait(&end->changed, &end->helper->lock);
             continue;
         }
+        asked = TRUE;
         g_mutex_unlock(&end->helper->lock);
-        if (lost)
-            tell_lost_connection(end);
-        if (cancel_now && !end->ops->cancel(end->handle, NULL))
+        if (!end->ops->cancel(end->handle, NULL))
             return FALSE;
-        asked = asked || cancel_now;
         g_mutex_lock(&end->helper->lock);
     }
     g_mutex_unlock(&end->helper->lock);
@@ -313,10 +296,23 @@ SnapIncoming *qapi_migration_incoming_locked(const Migration *migration) {
     return migration->end && migration->end->ops->arrives ? migration->end->handle : NULL;
 }
 
+/* Why it waits to be resumed. */
+static void note_lost_connection(const MigrationEnd *end) {
+    g_autoptr(GError) error = NULL;
+    if (end->ops->wait(end->handle, 0, &error) || g_error_matches(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT))
+        return; /* it has gone on meanwhile */
+    g_mutex_lock(&end->helper->lock);
+    g_free(end->migration->error);
+    end->migration->error = g_strdup(error->message);
+    g_mutex_unlock(&end->helper->lock);
+}
+
 SnapMigrationStats qapi_migration_stats_locked(QapiHelper *helper, Migration *migration) {
     SnapMigrationStats stats;
     if (migration->end) {
         migration->end->ops->get_stats(migration->end->handle, &stats);
+        if (stats.phase == SNAP_MIGRATION_UNCONNECTED)
+            note_lost_connection(migration->end);
         return stats;
     }
     g_mutex_lock(&helper->lock);

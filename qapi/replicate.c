@@ -145,7 +145,7 @@ json_object *qmp_replicate_promote(QapiCall *call, GError **error) {
     g_mutex_lock(&migration->lock);
     SnapIncoming *incoming = qapi_migration_incoming_locked(migration);
     if (incoming)
-        snap_incoming_promote(incoming, error);
+        snap_incoming_promote(incoming, qapi_bool(call, "force", FALSE), error);
     else
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "target %s is no standby", qapi_target_id(target));
     g_mutex_unlock(&migration->lock);

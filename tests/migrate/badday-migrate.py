@@ -181,6 +181,7 @@ def standby_promoted_after_kill_goes_on_from_its_last_epoch(folder):
             epoch = move.destination.migration().get("epoch")
             time.sleep(0.1)
             assert move.journal.running() == [], "a standby does not start by itself"
+            move.destination.wait_status("postcopy-paused")
             move.destination.command("replicate-promote")
             move.destination.wait_status("completed")
             began = move.journal.events("destination", "run")[0][3]["n"]

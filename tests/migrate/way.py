@@ -152,6 +152,7 @@ class Crossing:
             self._move_again()
             return "source"
         self.source.kill()
+        self.destination.wait_status("postcopy-paused")
         self.destination.command("replicate-promote")
         self.destination.wait_status("completed")
         self.destination.check_guest()

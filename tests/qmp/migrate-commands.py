@@ -557,7 +557,9 @@ def standby_is_promoted_when_its_source_was_killed(folder):
         assert two.destination.wait_status("colo")["epoch"] >= 2
         assert two.destination.run_state() == "inmigrate"
         two.destination.qmp.refused("cont", "has not come yet")
+        two.destination.qmp.refused("replicate-promote", "the source is connected")
         two.source.kill()
+        two.destination.wait_status("postcopy-paused")
         two.destination.command("replicate-promote")
         assert follow(two.destination, "completed", "failed")[-2:] == ["RESUME", "completed"]
         two.destination.check_guest()
@@ -615,7 +617,7 @@ def process_is_replicated_into_images(folder):
         client.command("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
         client.command("replicate", path="images", interval=100)
         client.wait_event("MIGRATION", status="colo")
-        badday.wait_until(lambda: client.command("query-migrate")["epoch"] >= 3, 30, "three epochs")
+        badday.wait_until(lambda: replicates(client, 3), 30, "three epochs")
         client.refused("snapshot-save", "busy", job_id="j", path="image")
         client.refused("target-del", "busy", id="g")
         client.command("migrate_cancel")
@@ -626,11 +628,18 @@ def process_is_replicated_into_images(folder):
         check_images(f"{folder}/images")
 
 
+def replicates(client, epochs):
+    """Whether so many are in force; one that has failed says why."""
+    state = client.command("query-migrate")
+    assert state["status"] != "failed", state
+    return state.get("epoch", 0) >= epochs
+
+
 def helper_that_ends_lets_a_replicated_process_go(folder):
     with badday.ProcessUnderTest(BUILD, size="16M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, server.client() as client:
         client.add_process("g", guest.pid)
         client.command("replicate", path="images", interval=100)
-        badday.wait_until(lambda: client.command("query-migrate").get("epoch", 0) >= 2, 30, "two epochs")
+        badday.wait_until(lambda: replicates(client, 2), 30, "two epochs")
         client.command("quit")
         server.wait_end(END_S)
         guest.check_released()

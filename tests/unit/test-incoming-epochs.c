@@ -99,7 +99,7 @@ static void close_all(const Rig *rig, Hand *hands) {
 
 static void promote(Rig *rig) {
     g_autoptr(GError) error = NULL;
-    snap_incoming_promote(rig->incoming, &error);
+    snap_incoming_promote(rig->incoming, TRUE, &error); /* connected, perhaps */
     fail_on(error);
     rig_wait(rig, 0, NULL);
 }
@@ -123,6 +123,7 @@ static void standby_that_is_promoted(unsigned n_channels) {
     assert_int_equal(stats.phase, SNAP_MIGRATION_STANDBY);
     assert_int_equal(stats.epoch, 5);
     assert_int_equal(rig.loads, 0);
+    assert_false(snap_incoming_promote(rig.incoming, FALSE, NULL)); /* the source is there */
     promote(&rig);
     close_all(&rig, hands);
     check(&rig, &model);
@@ -366,7 +367,7 @@ static void standby_before_the_first_epoch_is_none(void **state) {
     Hand hands[1];
     begin(&rig, hands, 1);
     hand_chunk(&hands[0], &rig, (HandChunk){.present = 1, .generation = 1});
-    assert_false(snap_incoming_promote(rig.incoming, &error));
+    assert_false(snap_incoming_promote(rig.incoming, TRUE, &error));
     assert_int_equal(error->code, SNAP_ERROR_REFUSED);
     close_all(&rig, hands);
     rig_wait(&rig, SNAP_ERROR_IO, "closed");
@@ -407,9 +408,9 @@ static void standby_whose_state_cannot_be_loaded_fails(void **state) {
     begin(&rig, hands, 1);
     first_epoch(&rig, hands, &model);
     rig.no_load = true;
-    assert_true(snap_incoming_promote(rig.incoming, &error));
+    assert_true(snap_incoming_promote(rig.incoming, TRUE, &error));
     rig_wait(&rig, SNAP_ERROR_FAILED, "no such device");
-    assert_false(snap_incoming_promote(rig.incoming, &error));
+    assert_false(snap_incoming_promote(rig.incoming, TRUE, &error));
     close_all(&rig, hands);
     rig_clear(&rig, 0);
 }

@@ -191,7 +191,7 @@ static void go_without_a_guest_is_refused(void **state) {
     Setup setup;
     begin(&setup, 1);
     end(&setup, 1);
-    assert_false(snap_incoming_promote(setup.rig.incoming, &error));
+    assert_false(snap_incoming_promote(setup.rig.incoming, TRUE, &error));
     assert_int_equal(error->code, SNAP_ERROR_REFUSED);
     hand_id(&setup.hands[0], &setup.rig, SNAP_WIRE_GO);
     rig_wait(&setup.rig, SNAP_ERROR_PROTOCOL, "there is no guest to run here");

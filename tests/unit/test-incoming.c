@@ -1051,7 +1051,7 @@ static void recover_of_what_is_not_lost_is_refused(void **state) {
     assert_false(snap_incoming_recover(rig.incoming, rig.uri, &error));
     assert_int_equal(error->code, SNAP_ERROR_REFUSED);
     g_clear_error(&error);
-    assert_false(snap_incoming_promote(rig.incoming, &error));
+    assert_false(snap_incoming_promote(rig.incoming, TRUE, &error));
     assert_int_equal(error->code, SNAP_ERROR_REFUSED);
     finish(&rig, &hand, 0);
     rig_clear(&rig, 1);

@@ -398,7 +398,7 @@ static void standby_promoted_goes_on_from_an_epoch(void **state) {
         snap_incoming_wait(move.incoming, PATIENCE_MS, NULL);
         snap_incoming_get_stats(move.incoming, &stats);
         assert_true(stats.epoch >= 5);
-        snap_incoming_promote(move.incoming, &error);
+        snap_incoming_promote(move.incoming, FALSE, &error);
         fail_on(error);
         snap_incoming_wait(move.incoming, PATIENCE_MS, &error);
         fail_on(error);
