@@ -32,7 +32,7 @@ static void read_flags(uint64_t address, char *ret_flags, int size) {
 }
 
 bool snap_huge_pages_may_be_made(uint64_t address) {
-    char flags[4096];
+    char flags[2000];
     read_flags(address, flags, sizeof flags);
     return !strstr(flags, " nh") && (strstr(flags, " hg") || are_made_everywhere());
 }
