@@ -16,10 +16,10 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
 #include <sys/prctl.h>
 
 #include "events.h"
+#include "go-first.h"
 #include "holes.h"
 #include "image-write.h"
 #include "lazy.h"
@@ -362,8 +362,7 @@ static void go_first(SnapSync *tracker, bool *raised) {
     bool sync = tracker->mode == SNAP_SYNC_SYNC;
     snap_unlock(&tracker->lock);
     if (*raised != sync) {
-        struct sched_param param = {.sched_priority = sync ? sched_get_priority_min(SCHED_RR) : 0};
-        sched_setscheduler(0, (sync ? SCHED_RR : SCHED_OTHER) | SCHED_RESET_ON_FORK, &param);
+        snap_go_first(sync);
         *raised = sync;
     }
 }

@@ -13,10 +13,10 @@
  */
 #include "incoming-missing.h"
 
+#include "go-first.h"
 #include "uffd.h"
 
 #include <poll.h>
-#include <sched.h>
 #include <unistd.h>
 
 enum {
@@ -268,15 +268,9 @@ static void give_up_lane(SnapMissing *missing) {
     lane_failed(missing, error);
 }
 
-/* The guest waits for this thread: on a busy machine it goes first, where that is permitted. */
-static void go_first(void) {
-    struct sched_param param = {.sched_priority = sched_get_priority_min(SCHED_RR)};
-    sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &param);
-}
-
 gpointer snap_missing_run(gpointer data) {
     SnapMissing *missing = data;
-    go_first();
+    snap_go_first(true); /* the guest waits for this thread */
     while (take_lane(missing)) {
         struct pollfd fds[] = {{.fd = missing->uffd, .events = POLLIN},
                                {.fd = missing->wake_fd, .events = POLLIN},

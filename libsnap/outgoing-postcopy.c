@@ -17,8 +17,8 @@
 #include "outgoing.h"
 
 #include "chunk.h"
+#include "go-first.h"
 
-#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 
@@ -190,19 +190,13 @@ static gboolean answer_next(SnapOutgoing *outgoing, uint8_t *body, GError **erro
     return check_request(outgoing, &request, error) && answer(outgoing, &request, error);
 }
 
-/* A guest waits for each answer: on a busy machine they go first, where that is permitted. */
-static void go_first(void) {
-    struct sched_param param = {.sched_priority = sched_get_priority_min(SCHED_RR)};
-    sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &param);
-}
-
 /* The channel may be idle for as long as it likes; that the other side lives is seen on main. */
 static gpointer run_urgent(gpointer data) {
     SnapOutgoing *outgoing = data;
     g_autofree uint8_t *body = g_malloc(SNAP_WIRE_MAX_BODY_BYTES);
     GError *error = NULL;
     prctl(PR_SET_NAME, "snap-urgent");
-    go_first();
+    snap_go_first(true); /* a guest waits for each answer */
     while (snap_channel_wait(&outgoing->urgent.channel, -1, -1) && answer_next(outgoing, body, &error)) {
     }
     snap_lock(&outgoing->lock);

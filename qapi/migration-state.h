@@ -126,8 +126,12 @@ gboolean qapi_migration_check_uri(const char *uri, GError **error);
  * descriptor, or it is no socket. Return: (out) g_free() it.
  */
 char *qapi_migration_uri(QapiCall *call, GError **error);
-/** qapi_migration_check_place_locked: Errors: FAILED, the guest is not here, as QEMU says it. */
-gboolean qapi_migration_check_place_locked(const QapiTarget *target, GError **error);
+/**
+ * qapi_migration_check: whether a guest can leave now. @ret_settings: (out) those that hold for it.
+ * Errors: FAILED, something runs already, or the guest is not here, as QEMU says it.
+ */
+gboolean qapi_migration_check(const QapiCall *call, const QapiTarget *target, MigrationSettings *ret_settings,
+                              GError **error);
 /** qapi_migration_options: of a move; without the URI. */
 SnapOutgoingOptions qapi_migration_options(const Migration *migration, const MigrationSettings *settings);
 

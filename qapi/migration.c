@@ -54,7 +54,7 @@ char *qapi_migration_uri(QapiCall *call, GError **error) {
 
 /* ---- migrate --------------------------------------------------------------------------------------------- */
 
-gboolean qapi_migration_check_place_locked(const QapiTarget *target, GError **error) {
+static gboolean check_place_locked(const QapiTarget *target, GError **error) {
     QapiPlace place = qapi_target_place_locked(target);
     if (place == QAPI_PLACE_AWAITED)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Guest is waiting for an incoming migration");
@@ -77,16 +77,20 @@ static gboolean check_unsupported(const QapiCall *call, GError **error) {
     return TRUE;
 }
 
-/* Return: the settings that hold for it. */
-static gboolean check(const QapiCall *call, const QapiTarget *target, MigrationSettings *ret_settings,
-                      GError **error) {
+gboolean qapi_migration_check(const QapiCall *call, const QapiTarget *target, MigrationSettings *ret_settings,
+                              GError **error) {
     const Migration *migration = qapi_target_parts(target)->migration;
     g_mutex_lock(&call->helper->lock);
-    gboolean ok =
-        qapi_migration_check_locked(migration, error) && qapi_migration_check_place_locked(target, error);
+    gboolean ok = qapi_migration_check_locked(migration, error) && check_place_locked(target, error);
     *ret_settings = migration->settings;
     g_mutex_unlock(&call->helper->lock);
-    return ok && check_unsupported(call, error) && qapi_migration_check_uri(qapi_string(call, "uri"), error);
+    return ok;
+}
+
+static gboolean check(const QapiCall *call, const QapiTarget *target, MigrationSettings *ret_settings,
+                      GError **error) {
+    return qapi_migration_check(call, target, ret_settings, error) && check_unsupported(call, error) &&
+           qapi_migration_check_uri(qapi_string(call, "uri"), error);
 }
 
 static gboolean check_movable(const QapiTarget *target, GError **error) {

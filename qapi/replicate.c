@@ -43,17 +43,6 @@ static gboolean check_arguments(const QapiCall *call, GError **error) {
     return FALSE;
 }
 
-static gboolean check(const QapiCall *call, const QapiTarget *target, MigrationSettings *ret_settings,
-                      GError **error) {
-    const Migration *migration = qapi_target_parts(target)->migration;
-    g_mutex_lock(&call->helper->lock);
-    gboolean ok =
-        qapi_migration_check_locked(migration, error) && qapi_migration_check_place_locked(target, error);
-    *ret_settings = migration->settings;
-    g_mutex_unlock(&call->helper->lock);
-    return ok && check_arguments(call, error);
-}
-
 /* ---- replicate ------------------------------------------------------------------------------------------- */
 
 static gboolean open_images(Sink *sink, const char *dir, GError **error) {
@@ -114,7 +103,7 @@ static void start(QapiCall *call, QapiTarget *target, const MigrationSettings *s
 json_object *qmp_replicate(QapiCall *call, GError **error) {
     g_autoptr(QapiTarget) target = qapi_call_target(call, error);
     MigrationSettings settings;
-    if (target && check(call, target, &settings, error))
+    if (target && qapi_migration_check(call, target, &settings, error) && check_arguments(call, error))
         start(call, target, &settings, error);
     return NULL;
 }
