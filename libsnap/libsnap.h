@@ -781,6 +781,13 @@ gboolean snap_outgoing_pause(SnapOutgoing *outgoing, GError **error);
  * its connection, or this kind cannot resume it; NOT_FOUND, IO: as in start. Thread: any. */
 gboolean snap_outgoing_resume(SnapOutgoing *outgoing, const char *uri, GError **error);
 
+/**
+ * snap_outgoing_reclaim: take the guest back from UNCONNECTED, and let it run here. The caller vouches that the
+ * other side does not run it and never will: that it has ended, for example. The migration has FAILED then.
+ * Errors: REFUSED, it is not there, or the guest is known to have run at the other side. Thread: any.
+ */
+gboolean snap_outgoing_reclaim(SnapOutgoing *outgoing, GError **error);
+
 /** snap_outgoing_hand_over: end a replication by handing the guest over at the next epoch. Errors: REFUSED, it is
  * none, or one-way, or over, or the guest has no hand_over. Thread: any. */
 gboolean snap_outgoing_hand_over(SnapOutgoing *outgoing, GError **error);

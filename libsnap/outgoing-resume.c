@@ -4,8 +4,8 @@
  * Happy path: the owner names where to connect; the other side says where it is. It waits for GO: it gets it once
  * more. It has started: STARTED follows. A post-copy: what it says is missing is what is sent.
  *
- * Failure modes: every one leads back to UNCONNECTED, and only the owner ends it, by free(); but where the other
- * side answers GO with FAILED, the guest is ours again, and the migration has failed.
+ * Failure modes: every one leads back to UNCONNECTED, and only the owner ends it: by free(), or by taking the
+ * guest back. Where the other side answers GO with FAILED, it is ours again too. The migration has failed then.
  */
 #include "outgoing.h"
 
@@ -118,18 +118,23 @@ static void lose(SnapOutgoing *outgoing, GError *error) {
     snap_outgoing_tell(outgoing);
 }
 
-/* FALSE: it was let go of. */
-static bool wait_for_transport(SnapOutgoing *outgoing) {
+/* FALSE: there will be none. It was let go of; or taken back (*error), and is not committed any more. */
+static bool wait_for_transport(SnapOutgoing *outgoing, GError **error) {
+    const SnapWishes *wishes = &outgoing->wishes;
     snap_lock(&outgoing->lock);
-    while (!outgoing->wishes.transport && !outgoing->wishes.ended) {
+    while (!wishes->transport && !wishes->ended && !wishes->reclaim) {
         snap_cond_wait(&outgoing->changed, &outgoing->lock);
     }
-    bool ended = outgoing->wishes.ended;
-    if (!ended) {
+    bool connect = !wishes->ended && !wishes->reclaim;
+    if (connect) {
         outgoing->transport = g_steal_pointer(&outgoing->wishes.transport);
+    } else if (!wishes->ended) {
+        outgoing->committed = false;
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "taken back by its owner, after: %s",
+                    outgoing->error->message);
     }
     snap_unlock(&outgoing->lock);
-    return !ended;
+    return connect;
 }
 
 static bool was_let_go(SnapOutgoing *outgoing) {
@@ -146,7 +151,7 @@ gboolean snap_outgoing_recover(SnapOutgoing *outgoing, GError **error) {
             return FALSE;
         }
         lose(outgoing, g_steal_pointer(error));
-        if (!wait_for_transport(outgoing)) {
+        if (!wait_for_transport(outgoing, error)) {
             return FALSE;
         }
         snap_outgoing_tell(outgoing);

@@ -346,6 +346,18 @@ gboolean snap_outgoing_resume(SnapOutgoing *outgoing, const char *uri, GError **
                                            : "the migration cannot be resumed over this kind of connection");
 }
 
+gboolean snap_outgoing_reclaim(SnapOutgoing *outgoing, GError **error) {
+    snap_lock(&outgoing->lock);
+    bool may = outgoing->phase == SNAP_MIGRATION_UNCONNECTED && outgoing->since == SNAP_MIGRATION_DEVICE;
+    gboolean done = set_wish(outgoing, may, &outgoing->wishes.reclaim,
+                             "the guest was not lost on its way, or has run at the other side", error);
+    if (done) {
+        snap_outgoing_enter_locked(outgoing, SNAP_MIGRATION_RECOVER);
+    }
+    snap_unlock(&outgoing->lock);
+    return done;
+}
+
 /* None in the pause: every byte that waits there, the guest waits for. */
 void snap_outgoing_apply_limit_locked(SnapOutgoing *outgoing) {
     const SnapMigrationLimits *limits = &outgoing->limits;

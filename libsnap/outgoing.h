@@ -98,6 +98,7 @@ typedef struct {
     bool go_on;               /* from PRE_SWITCHOVER */
     bool hand_over;           /* a replication */
     bool cut;                 /* the connection, in POSTCOPY */
+    bool reclaim;             /* the guest, in UNCONNECTED */
     bool ended;               /* free(): wherever it is, let the thread come to an end */
     SnapTransport *transport; /* (nullable) owned: to connect by anew */
 } SnapWishes;

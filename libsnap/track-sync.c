@@ -1,6 +1,6 @@
 /*
- * The sync tracker: its life, and what the fault thread and others tell it. What is protected when is in track-arm.c.
- * See track-sync.h.
+ * The sync tracker: its life, and what the fault thread and others tell it. What is protected when is in
+ * track-arm.c. See track-sync.h.
  */
 #include "track-sync.h"
 

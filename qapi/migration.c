@@ -284,6 +284,22 @@ json_object *qmp_migrate_pause(QapiCall *call, GError **error) {
     return NULL;
 }
 
+json_object *qmp_migrate_reclaim(QapiCall *call, GError **error) {
+    g_autoptr(QapiTarget) target = NULL;
+    Migration *migration = qapi_migration_call(call, &target, error);
+    if (!migration)
+        return NULL;
+    g_mutex_lock(&migration->lock);
+    SnapOutgoing *outgoing = qapi_migration_outgoing_locked(migration);
+    if (!outgoing)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "No guest of target %s is on its way",
+                    qapi_target_id(target));
+    else if (snap_outgoing_reclaim(outgoing, error))
+        tell_recovery(call->helper, target);
+    g_mutex_unlock(&migration->lock);
+    return NULL;
+}
+
 static void recover_locked(QapiCall *call, QapiTarget *target, GError **error) {
     Migration *migration = qapi_target_parts(target)->migration;
     SnapIncoming *incoming = qapi_migration_incoming_locked(migration);

@@ -217,6 +217,17 @@ def destination_lost_after_go_leaves_the_source_waiting_until_it_is_resumed(fold
             come_back(giver, back, destination.id, 1 + number % 2)
 
 
+def destination_that_died_after_go_gives_the_guest_back_by_its_owners_word(folder):
+    giver = Giver(folder)
+    with giver.vm, Bad(f"{folder}/to") as destination:
+        giver.vm.qmp.refused("migrate-reclaim", "on its way")
+        lose_after_go(giver, destination, LOSSES["closes"])
+        giver.vm.command("migrate-reclaim")
+        giver.vm.wait_status("failed")
+        assert "taken back" in giver.vm.why(), giver.vm.why()
+        giver.check()
+
+
 def stranger_that_refuses_a_resumed_source_does_not_give_the_guest_back(folder):
     """Where the source comes back to is not where the guest is: a FAILED from there says nothing about it."""
     giver = Giver(folder)

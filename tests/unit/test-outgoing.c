@@ -549,6 +549,27 @@ static void source_lost_after_go_guest_stands_here(void **state) {
     }
 }
 
+static void source_lost_after_go_is_taken_back_by_its_owner(void **state) {
+    (void)state;
+    g_autoptr(GError) error = NULL;
+    Rig rig;
+    rig_init(&rig);
+    rig_pair(&rig, until_go);
+    SnapOutgoingOptions options = options_of(&rig);
+    rig_begin(&rig, &options);
+    expect_end(&rig, SNAP_ERROR_IO, "closed");
+    move_guest_check_stands(&rig.guest);
+    snap_outgoing_reclaim(rig.outgoing, &error);
+    fail_on(error);
+    expect_end(&rig, SNAP_ERROR_FAILED, "taken back");
+    assert_int_equal(phase_of(&rig), SNAP_MIGRATION_FAILED);
+    assert_false(snap_outgoing_reclaim(rig.outgoing, NULL));
+    assert_int_equal(move_count(&rig.guest.resumes), 1);
+    assert_int_equal(move_count(&rig.guest.hand_overs), 0);
+    move_guest_check_runs(&rig.guest);
+    rig_clear(&rig);
+}
+
 static SnapWireAt met_at;
 
 /* Lost after GO; then it is where the test says. */
@@ -912,6 +933,7 @@ int main(void) {
         cmocka_unit_test(source_fails_other_side_is_told),
         cmocka_unit_test(source_guest_cannot_be_stopped_fails),
         cmocka_unit_test(source_lost_after_go_guest_stands_here),
+        cmocka_unit_test(source_lost_after_go_is_taken_back_by_its_owner),
         cmocka_unit_test(source_resumed_hands_over),
         cmocka_unit_test(source_resumed_nobody_there_is_unconnected_again),
         cmocka_unit_test(source_asked_for_nonsense_is_unconnected),
