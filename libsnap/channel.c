@@ -12,6 +12,7 @@
 #include "channel.h"
 
 #include "bytes.h"
+#include "deadline.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -137,20 +138,11 @@ static int ended(const SnapChannel *channel) {
 
 /* ---- waiting --------------------------------------------------------------------------------------------- */
 
-static int64_t deadline_in(int timeout_ms) {
-    return timeout_ms < 0 ? INT64_MAX : g_get_monotonic_time() + (int64_t)timeout_ms * 1000;
-}
-
-/* For poll(): -1 is without limit. A part of a millisecond counts as one. */
-static int left_ms(int64_t deadline_us) {
-    if (deadline_us == INT64_MAX)
-        return -1;
-    int64_t left = (deadline_us - g_get_monotonic_time() + 999) / 1000;
-    return (int)CLAMP(left, 0, INT_MAX);
-}
-
 static int patience_ms(const SnapChannel *channel) {
-    return channel->never_silent ? -1 : (int)MIN(channel->silence_ms, INT_MAX);
+    if (channel->never_silent)
+        return -1;
+    int ms = (int)MIN(channel->silence_ms, INT_MAX);
+    return channel->until_us ? MIN(ms, snap_deadline_left_ms(channel->until_us)) : ms;
 }
 
 /* poll(), over signals. @fds[0] is stop_fd. Returns how many are ready, 0 when the time is over, or -errno. */
@@ -159,7 +151,7 @@ static int poll_until(const SnapChannel *channel, struct pollfd *fds, nfds_t n, 
         int rc = ended(channel);
         if (rc != 0)
             return rc;
-        rc = poll(fds, n, left_ms(deadline_us));
+        rc = poll(fds, n, snap_deadline_left_ms(deadline_us));
         if (rc < 0 && errno != EINTR)
             return -errno;
         if (rc >= 0 && fds[0].revents == 0)
@@ -183,7 +175,7 @@ bool snap_channel_wait(SnapChannel *channel, int other_fd, int timeout_ms) {
     struct pollfd fds[] = {{.fd = channel->stop_fd, .events = POLLIN},
                            {.fd = channel->in, .events = POLLIN},
                            {.fd = other_fd, .events = POLLIN}};
-    return poll_until(channel, fds, G_N_ELEMENTS(fds), deadline_in(timeout_ms)) > 0 && fds[1].revents != 0;
+    return poll_until(channel, fds, G_N_ELEMENTS(fds), snap_deadline_in(timeout_ms)) > 0 && fds[1].revents != 0;
 }
 
 /* ---- bytes ----------------------------------------------------------------------------------------------- */
@@ -237,7 +229,7 @@ static void count(uint64_t *bytes, int64_t *when_us, size_t more) {
 
 /* All of @parts, which are used up. Returns 0 or -errno. */
 static int write_all(SnapChannel *channel, struct iovec *parts, int n) {
-    int64_t deadline_us = deadline_in(patience_ms(channel));
+    int64_t deadline_us = snap_deadline_in(patience_ms(channel));
     bool begun = false;
     int rc = ended(channel);
     if (rc == 0 && channel->out_broken)
@@ -249,7 +241,7 @@ static int write_all(SnapChannel *channel, struct iovec *parts, int n) {
             begun = true;
             count(&channel->sent_bytes, &channel->sent_us, (size_t)written);
             advance(&parts, &n, (size_t)written);
-            deadline_us = deadline_in(patience_ms(channel));
+            deadline_us = snap_deadline_in(patience_ms(channel));
         } else if (errno == EAGAIN) {
             rc = wait_for(channel, channel->out, POLLOUT, deadline_us);
         } else if (errno != EINTR) {
@@ -262,7 +254,7 @@ static int write_all(SnapChannel *channel, struct iovec *parts, int n) {
 
 /* All of @parts, which are used up. @first_ms: how long to wait for the first byte. Returns 0 or -errno. */
 static int read_all(SnapChannel *channel, struct iovec *parts, int n, int first_ms) {
-    int64_t deadline_us = deadline_in(first_ms);
+    int64_t deadline_us = snap_deadline_in(first_ms);
     int rc = 0;
     advance(&parts, &n, 0);
     while (rc == 0 && n > 0 && (rc = ended(channel)) == 0) {
@@ -270,7 +262,7 @@ static int read_all(SnapChannel *channel, struct iovec *parts, int n, int first_
         if (got > 0) {
             count(&channel->received_bytes, &channel->received_us, (size_t)got);
             advance(&parts, &n, (size_t)got);
-            deadline_us = deadline_in(patience_ms(channel));
+            deadline_us = snap_deadline_in(patience_ms(channel));
         } else if (got == 0) {
             rc = -EPIPE;
         } else if (errno == EAGAIN) {
@@ -383,13 +375,13 @@ bool snap_channel_receive_bulk(SnapChannel *channel, const struct iovec *parts, 
 
 bool snap_channel_expect(SnapChannel *channel, SnapWireType type, int timeout_ms, SnapWireHead *ret_head,
                          uint8_t *ret_body, GError **error) {
-    int64_t deadline_us = deadline_in(timeout_ms);
+    int64_t deadline_us = snap_deadline_in(timeout_ms);
     do {
-        if (!snap_channel_receive(channel, left_ms(deadline_us), ret_head, ret_body, error))
+        if (!snap_channel_receive(channel, snap_deadline_left_ms(deadline_us), ret_head, ret_body, error))
             return false;
         if (ret_head->type == type)
             return true;
-        if (ret_head->type == SNAP_WIRE_ALIVE && left_ms(deadline_us) == 0)
+        if (ret_head->type == SNAP_WIRE_ALIVE && snap_deadline_left_ms(deadline_us) == 0)
             return fail(-ETIMEDOUT, error);
     } while (ret_head->type == SNAP_WIRE_ALIVE);
     if (ret_head->type == SNAP_WIRE_FAILED) {
@@ -413,7 +405,7 @@ void snap_channel_send_failed(SnapChannel *channel, const char *text) {
     snap_wire_seal(&head, body, bytes);
     struct iovec parts[] = {{.iov_base = bytes, .iov_len = sizeof bytes},
                             {.iov_base = body, .iov_len = head.body_bytes}};
-    wait_for(channel, channel->out, POLLOUT, deadline_in(FAILED_WAIT_MS));
+    wait_for(channel, channel->out, POLLOUT, snap_deadline_in(FAILED_WAIT_MS));
     if (write_some(channel, parts, G_N_ELEMENTS(parts)) > 0)
         channel->n_sent++;
     channel->out_broken = true; /* it is the last record */

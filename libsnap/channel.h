@@ -6,7 +6,7 @@
  *
  * A channel waits for the other side with poll(), and stops waiting when
  * - snap_channel_stop() was called, by any thread: CANCELLED, for good;
- * - the other side has not taken, or not sent, a single byte for silence_ms: TIMED_OUT;
+ * - the other side has not taken, or not sent, a single byte for silence_ms, or it is until_us: TIMED_OUT;
  * - the connection is closed or broken: IO, "the connection was closed".
  * What does not fit the protocol is PROTOCOL, with the record's number and type. After any error the channel is
  * good for snap_channel_clear() only (sending may fail while receiving still works: a FAILED may be there to be
@@ -35,6 +35,7 @@ typedef struct {
     bool out_is_socket;
     bool never_silent;   /* waiting has no limit; init sets it for a regular file */
     uint64_t silence_ms; /* both directions */
+    int64_t until_us;    /* no wait goes beyond this time, g_get_monotonic_time(); 0: no such limit */
 
     /* the sending thread */
     uint64_t n_sent; /* records */

@@ -7,6 +7,11 @@
  * the smallest downtime is worth it. Figures of short rounds are rough, so it is not the first that does not
  * shrink that ends this, and the switch comes when things are about as good as they were at best.
  *
+ * A throttled guest is kept from running for a part of each period of its throttle, and a round that falls into
+ * that part finds next to nothing dirty, although the guest may write as much as it ever does by the time it is
+ * stopped. So while it is throttled, it is not the last round that counts, but the worst of at least a whole
+ * period; and the rate at which it dirties is that of so long.
+ *
  * A round is *useless* when what is dirty afterwards is not clearly less than it ever was. Rounds get short when
  * little is dirty, and a guest takes a while to feel its throttle, so they are judged together until STEP_NS are
  * over. A useless one raises the throttle, where that may be; as far as it goes, max_useless_rounds of them in a
@@ -36,6 +41,13 @@ typedef struct {
     uint64_t fixed_ns;    /* what the switch costs whatever is dirty */
 } SnapConvergeRound;
 
+/* Rounds in a row, of as long as a throttle's period at least once it is whole. */
+typedef struct {
+    uint64_t ns;
+    uint64_t dirty_bytes;
+    uint64_t worst_bytes; /* the most that was dirty after one of them */
+} SnapConvergePeriod;
+
 /* {0} begins it. */
 typedef struct {
     /* What it has come to; for all to read. */
@@ -46,9 +58,10 @@ typedef struct {
     unsigned useless_rounds; /* in a row, throttled as far as it goes */
 
     /* Its own. */
-    uint64_t best_downtime_ns; /* below the limit */
-    unsigned stalled_rounds;   /* below the limit, that have not brought it down */
-    double bytes, ns;          /* sent: a half of what was known before, and the last round */
+    uint64_t best_downtime_ns;      /* below the limit */
+    unsigned stalled_rounds;        /* below the limit, that have not brought it down */
+    double bytes, ns;               /* sent: a half of what was known before, and the last round */
+    SnapConvergePeriod now, before; /* whole is the one before, and now at its last round */
     uint64_t best_dirty_bytes;
     uint64_t step_ns; /* since rounds were judged last */
     uint64_t step_dirty_bytes;

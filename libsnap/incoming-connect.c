@@ -8,7 +8,8 @@
  *
  * Failure modes: what is wrong with the first connection ends the migration, by name. Of what comes later, a
  * stranger (no HELLO, or one with another id) is sent away alone; who has our id and breaks the rules ends the
- * connection.
+ * connection. Who says nothing, or next to nothing, is waited for no longer than a silence may last, and not at
+ * all when our owner asks for something; those that come meanwhile wait behind it.
  */
 #include "incoming.h"
 
@@ -26,18 +27,47 @@ static gboolean refuse(GError **error, const char *format, ...) {
 
 /* ---- HELLO ----------------------------------------------------------------------------------------------- */
 
+/* NULL: it is in the link, or gone. */
+static void set_newcomer(SnapIncoming *incoming, SnapIncomingLane *lane) {
+    snap_lock(&incoming->lock);
+    incoming->newcomer = lane;
+    if (lane && incoming->asked)
+        snap_channel_stop(&lane->channel);
+    snap_unlock(&incoming->lock);
+}
+
 static SnapIncomingLane *accept_lane(SnapIncoming *incoming, int timeout_ms, GError **error) {
     int in = -1, out = -1;
     /* Changed by this thread only. */
     if (!snap_transport_accept(incoming->transport, timeout_ms, &in, &out, error))
         return NULL;
-    return snap_incoming_lane_new(incoming, in, out, error);
+    SnapIncomingLane *lane = snap_incoming_lane_new(incoming, in, out, error);
+    if (lane)
+        set_newcomer(incoming, lane);
+    return lane;
+}
+
+static gboolean open_link(SnapIncoming *incoming, SnapIncomingLane *lane, GError **error) {
+    gboolean open = snap_incoming_link_open(incoming, lane, error);
+    set_newcomer(incoming, NULL);
+    return open;
+}
+
+/* It is not who is waited for, or nobody is any more: then it is told nothing, as nothing is certain. */
+static void send_away(SnapIncoming *incoming, SnapIncomingLane *lane, const GError *why) {
+    set_newcomer(incoming, NULL);
+    if (!g_error_matches(why, SNAP_ERROR, SNAP_ERROR_CANCELLED))
+        snap_channel_send_failed(&lane->channel, why->message);
+    snap_incoming_lane_free(lane);
 }
 
 static gboolean receive_hello(SnapIncomingLane *lane, SnapWireHead *ret_head, SnapWireHello *ret_hello,
                               GError **error) {
-    if (!snap_channel_expect(&lane->channel, SNAP_WIRE_HELLO, -1, ret_head, lane->body, error))
+    SnapChannel *channel = &lane->channel;
+    channel->until_us = g_get_monotonic_time() + (int64_t)channel->silence_ms * 1000;
+    if (!snap_channel_expect(channel, SNAP_WIRE_HELLO, -1, ret_head, lane->body, error))
         return FALSE;
+    channel->until_us = 0;
     const char *wrong = snap_wire_decode_hello(ret_head, lane->body, ret_hello);
     if (wrong)
         return snap_incoming_wrong(lane, SNAP_WIRE_HELLO, wrong, error);
@@ -105,6 +135,8 @@ static gboolean receive_regions(SnapIncoming *incoming, GError **error) {
         if (!snap_channel_expect(&lane->channel, SNAP_WIRE_REGION, -1, &head, lane->body, error))
             return FALSE;
         const char *wrong = snap_wire_decode_region(&head, lane->body, &region);
+        if (!wrong && head.flags & SNAP_WIRE_KEPT)
+            wrong = "it cannot be kept: there was none before";
         if (wrong)
             return snap_incoming_wrong(lane, SNAP_WIRE_REGION, wrong, error);
         if (!snap_incoming_add_region(incoming, own, &region, error))
@@ -171,8 +203,7 @@ static gboolean accept_further(SnapIncoming *incoming, int timeout_ms, uint16_t 
         *ret_lane = lane;
         return TRUE;
     }
-    snap_channel_send_failed(&lane->channel, failure->message);
-    snap_incoming_lane_free(lane);
+    send_away(incoming, lane, failure);
     if (stranger)
         return TRUE;
     g_propagate_error(error, g_steal_pointer(&failure));
@@ -193,7 +224,9 @@ static gboolean accept_others(SnapIncoming *incoming, uint16_t flags, GError **e
         if (!lane)
             continue;
         due--;
-        if (!snap_incoming_link_add(incoming, lane, error))
+        bool added = snap_incoming_link_add(incoming, lane, error);
+        set_newcomer(incoming, NULL);
+        if (!added)
             return FALSE;
     }
     return TRUE;
@@ -229,7 +262,7 @@ gboolean snap_incoming_meet(SnapIncoming *incoming, GError **error) {
     SnapIncomingLane *lane = accept_lane(incoming, -1, error);
     SnapWireHead head;
     SnapWireHello hello;
-    if (!lane || !snap_incoming_link_open(incoming, lane, error) || !receive_hello(lane, &head, &hello, error) ||
+    if (!lane || !open_link(incoming, lane, error) || !receive_hello(lane, &head, &hello, error) ||
         !check_first(incoming, &hello, head.flags, error))
         return FALSE;
     remember(incoming, &hello, head.flags);
@@ -276,10 +309,9 @@ static gboolean accept_again(SnapIncoming *incoming, uint16_t *ret_flags, GError
             return FALSE;
         if (receive_hello(lane, &head, &hello, &failure) && check_again(incoming, &hello, head.flags, &failure)) {
             *ret_flags = head.flags;
-            return snap_incoming_link_open(incoming, lane, error);
+            return open_link(incoming, lane, error);
         }
-        snap_channel_send_failed(&lane->channel, failure->message);
-        snap_incoming_lane_free(lane);
+        send_away(incoming, lane, failure);
     }
 }
 
@@ -294,9 +326,20 @@ static gboolean tell_where(SnapIncoming *incoming, GError **error) {
            (n_missing == 0 || snap_missing_list(missing, NULL, error));
 }
 
+/* A name may still have to be found; the URI says only then with which port it is listened at. */
+static gboolean listen_again(SnapIncoming *incoming, GError **error) {
+    if (!snap_transport_listen(incoming->transport, -1, error))
+        return FALSE;
+    snap_lock(&incoming->lock);
+    g_free(incoming->uri);
+    incoming->uri = g_strdup(snap_transport_uri(incoming->transport));
+    snap_unlock(&incoming->lock);
+    return TRUE;
+}
+
 gboolean snap_incoming_meet_again(SnapIncoming *incoming, GError **error) {
     uint16_t flags = 0;
-    if (!accept_again(incoming, &flags, error) || !tell_where(incoming, error))
+    if (!listen_again(incoming, error) || !accept_again(incoming, &flags, error) || !tell_where(incoming, error))
         return FALSE;
     bool urgent = (flags & SNAP_WIRE_POSTCOPY) != 0;
     bool standby = incoming->hello.purpose == SNAP_WIRE_REPLICATE;

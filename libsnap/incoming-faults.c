@@ -87,19 +87,27 @@ static void ask(SnapMissing *missing, uint32_t number, uint64_t page, uint64_t e
     }
 }
 
+/* A chunk after the other; of huge pages a granule, so that it is asked for once. */
+static void ask_again_in(SnapMissing *missing, uint32_t number) {
+    const SnapIncomingRegion *region = g_ptr_array_index(missing->incoming->regions, number);
+    uint64_t step = MAX(request_pages(region), SNAP_CHUNK_PAGES), n_pages = snap_missing_pages(region);
+    for (uint64_t page = 0; page < n_pages; page += step) {
+        uint64_t end = MIN(page + step, n_pages);
+        snap_lock(&missing->lock);
+        bool due = snap_missing_count(region->asked, page, end) > 0;
+        snap_unlock(&missing->lock);
+        if (due)
+            ask(missing, number, page, end);
+    }
+}
+
 /* On a new channel: all that somebody waits for. */
 static void ask_again(SnapMissing *missing) {
     const GPtrArray *regions = missing->incoming->regions;
     for (guint i = 0; i < regions->len; i++) {
         const SnapIncomingRegion *region = g_ptr_array_index(regions, i);
-        for (uint64_t chunk = 0; region->asked && chunk < region->n_chunks; chunk++) {
-            snap_lock(&missing->lock);
-            bool due = region->asked[chunk] != 0;
-            snap_unlock(&missing->lock);
-            if (due)
-                ask(missing, i, chunk * SNAP_CHUNK_PAGES,
-                    MIN((chunk + 1) * SNAP_CHUNK_PAGES, snap_missing_pages(region)));
-        }
+        if (region->asked)
+            ask_again_in(missing, i);
     }
 }
 

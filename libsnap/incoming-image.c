@@ -6,6 +6,9 @@
  * and put into an image; READY says that it is on disk. Failure modes: a full disk, or whatever the image writer
  * fails with: the image is removed, the migration ends, those before it stay.
  *
+ * The guest may have other regions from one epoch to the next. What comes for those that are kept goes on where it
+ * was; one that is new hides what the image before has under its name.
+ *
  * Not straight into an image: a chunk is put there once, and the first copy has many rounds. Not kept in memory:
  * it may be as large as the guest.
  *
@@ -43,8 +46,9 @@ struct SnapIncomingImage {
     int64_t n_places;
 
     /* snap-incoming only */
-    unsigned n_images;
-    char *last; /* (nullable) the directory of the image before */
+    unsigned n_images; /* ever made: the number of the last one */
+    unsigned n_folded; /* the oldest of them, which are no more */
+    char *last;        /* (nullable) the directory of the image before */
 };
 
 /* ---- the folder ------------------------------------------------------------------------------------------ */
@@ -53,9 +57,10 @@ static bool is_image_name(const char *name) {
     return strlen(name) == 6 && strspn(name, "0123456789") == 6;
 }
 
-gboolean snap_incoming_image_prepare(const char *dir, GError **error) {
+gboolean snap_incoming_image_prepare(const char *dir, bool *ret_made, GError **error) {
     g_autoptr(GDir) folder = NULL;
-    if (mkdir(dir, 0700) < 0 && errno != EEXIST) {
+    *ret_made = mkdir(dir, 0700) == 0;
+    if (!*ret_made && errno != EEXIST) {
         snap_set_errno(error, errno, "%s", dir);
         return FALSE;
     }
@@ -87,6 +92,16 @@ static int open_nameless(const char *dir) {
 
 /* ---- life ------------------------------------------------------------------------------------------------ */
 
+static void free_tables(GHashTable **chunks) {
+    for (guint i = 0; chunks[i]; i++)
+        g_hash_table_unref(chunks[i]);
+    g_free(chunks);
+}
+
+static GHashTable *chunks_new(void) {
+    return g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, g_free);
+}
+
 static uint64_t largest_page(const SnapIncoming *incoming) {
     uint64_t bytes = incoming->hello.page_bytes;
     for (guint i = 0; i < incoming->regions->len; i++) {
@@ -108,28 +123,74 @@ SnapIncomingImage *snap_incoming_image_new(SnapIncoming *incoming, GError **erro
     image->chunk_bytes = largest_page(incoming) * SNAP_CHUNK_PAGES;
     image->chunks = g_new0(GHashTable *, incoming->regions->len + 1); /* NULL at its end */
     for (guint i = 0; i < incoming->regions->len; i++)
-        image->chunks[i] = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, g_free);
+        image->chunks[i] = chunks_new();
     return image;
 }
 
 void snap_incoming_image_free(SnapIncomingImage *image) {
     if (!image)
         return;
-    for (guint i = 0; image->chunks[i]; i++)
-        g_hash_table_unref(image->chunks[i]);
-    g_free(image->chunks);
+    free_tables(image->chunks);
     g_free(image->last);
     close(image->fd);
     snap_lock_clear(&image->lock);
     g_free(image);
 }
 
-static void begin_anew(SnapIncomingImage *image) {
+static void begin_anew(SnapIncoming *incoming) {
+    SnapIncomingImage *image = incoming->image;
     for (guint i = 0; image->chunks[i]; i++)
         g_hash_table_remove_all(image->chunks[i]);
+    for (guint i = 0; i < incoming->regions->len; i++)
+        ((SnapIncomingRegion *)g_ptr_array_index(incoming->regions, i))->anew = false;
     image->n_places = 0;
     if (ftruncate(image->fd, 0) < 0)
         return; /* what is there is written over */
+}
+
+/* ---- another layout -------------------------------------------------------------------------------------- */
+
+/* Regions by their names, which are theirs: numbers, from 1 on. */
+static GHashTable *index_names(const GPtrArray *regions) {
+    GHashTable *names = g_hash_table_new(g_str_hash, g_str_equal);
+    for (guint i = 0; i < regions->len; i++) {
+        const SnapIncomingRegion *region = g_ptr_array_index(regions, i);
+        g_hash_table_insert(names, region->region->name, GUINT_TO_POINTER(i + 1));
+    }
+    return names;
+}
+
+/* What has come for @region, which was there before; NULL: it cannot have been. */
+static GHashTable *take_over(const SnapIncoming *incoming, GHashTable *names, SnapIncomingRegion *region) {
+    guint number = GPOINTER_TO_UINT(g_hash_table_lookup(names, region->region->name));
+    const SnapIncomingRegion *before = number ? g_ptr_array_index(incoming->regions, number - 1) : NULL;
+    if (!before || before->region->length_bytes != region->region->length_bytes ||
+        before->region->page_bytes != region->region->page_bytes)
+        return NULL;
+    region->anew = before->anew;
+    GHashTable *chunks = incoming->image->chunks[number - 1];
+    return chunks ? g_hash_table_ref(chunks) : NULL;
+}
+
+const char *snap_incoming_image_change(SnapIncoming *incoming, GPtrArray *layout) {
+    SnapIncomingImage *image = incoming->image;
+    g_autoptr(GHashTable) names = index_names(incoming->regions), new_names = index_names(layout);
+    GHashTable **chunks = g_new0(GHashTable *, layout->len + 1); /* NULL at its end */
+    const char *wrong = g_hash_table_size(new_names) < layout->len ? "two regions have one name" : NULL;
+    for (guint i = 0; i < layout->len && !wrong; i++) {
+        SnapIncomingRegion *region = g_ptr_array_index(layout, i);
+        if (region->region->page_bytes * SNAP_CHUNK_PAGES > image->chunk_bytes)
+            wrong = "its pages are larger than any before";
+        else if (!(chunks[i] = region->anew ? chunks_new() : take_over(incoming, names, region)))
+            wrong = "there was no such region before";
+    }
+    if (wrong) {
+        free_tables(chunks);
+        return wrong;
+    }
+    free_tables(image->chunks);
+    image->chunks = chunks;
+    return NULL;
 }
 
 /* ---- chunks ---------------------------------------------------------------------------------------------- */
@@ -225,6 +286,32 @@ static gboolean put_chunk(SnapIncomingImage *image, SnapImageWriter *writer, uns
     return snap_image_writer_put(writer, chunk, error);
 }
 
+/* Pages [page, end) of a region: those that have not come are zeros. */
+static void hide_pages(SnapIncomingImage *image, unsigned region, uint64_t page, uint64_t end) {
+    while (page < end) {
+        uint64_t chunk = page / SNAP_CHUNK_PAGES, first = page % SNAP_CHUNK_PAGES;
+        uint64_t n = MIN(end - page, SNAP_CHUNK_PAGES - first);
+        uint64_t mask = (n == SNAP_CHUNK_PAGES ? UINT64_MAX : (UINT64_C(1) << n) - 1) << first;
+        Arrived *arrived = look_up(image, region, chunk, false);
+        arrived->zero |= mask & ~arrived->present;
+        arrived->present |= mask;
+        page += n;
+    }
+}
+
+/* What @parent has under the name of @region is of another mapping. */
+static void hide_parent(SnapIncomingImage *image, const SnapImage *parent, const SnapIncomingRegion *region,
+                        unsigned number) {
+    int there = snap_image_find_region(parent, region->region->name);
+    uint64_t page_bytes = region->region->page_bytes, from = 0, to = 0;
+    while (there >= 0 && snap_image_next_data(parent, (guint)there, from, &from, &to) &&
+           from < region->region->length_bytes) {
+        to = MIN(to, region->region->length_bytes);
+        hide_pages(image, number, from / page_bytes, to / page_bytes);
+        from = to;
+    }
+}
+
 static int by_number(const void *a, const void *b) {
     const Arrived *x = *(Arrived *const *)a, *y = *(Arrived *const *)b;
     return x->chunk < y->chunk ? -1 : x->chunk > y->chunk;
@@ -247,13 +334,6 @@ static gboolean put_region(SnapIncomingImage *image, SnapImageWriter *writer, co
     return TRUE;
 }
 
-static gboolean set_parent(SnapIncomingImage *image, SnapImageWriter *writer, GError **error) {
-    if (!image->last)
-        return TRUE;
-    g_autoptr(SnapImage) parent = snap_image_open(image->last, error);
-    return parent && snap_image_writer_set_parent(writer, parent, error);
-}
-
 /* The same for all images of one migration, and for no others. */
 static char *identity(const SnapIncoming *incoming) {
     GString *text = g_string_new("migration-");
@@ -262,15 +342,28 @@ static char *identity(const SnapIncoming *incoming) {
     return g_string_free(text, FALSE);
 }
 
-static gboolean put_all(SnapIncoming *incoming, SnapImageWriter *writer, GError **error) {
+/* @parent: (nullable) */
+static gboolean begin_image(SnapIncoming *incoming, SnapImageWriter *writer, const SnapImage *parent,
+                            GError **error) {
     g_autofree char *guest = identity(incoming);
-    if (!set_parent(incoming->image, writer, error) || !snap_image_writer_set_guest(writer, guest, error))
+    if ((parent && !snap_image_writer_set_parent(writer, parent, error)) ||
+        !snap_image_writer_set_guest(writer, guest, error))
         return FALSE;
     for (guint i = 0; i < incoming->regions->len; i++) {
         const SnapIncomingRegion *region = g_ptr_array_index(incoming->regions, i);
         if (!snap_image_writer_add_region(writer, region->region, error))
             return FALSE;
+        if (parent && region->anew)
+            hide_parent(incoming->image, parent, region, i);
     }
+    return TRUE;
+}
+
+static gboolean put_all(SnapIncoming *incoming, SnapImageWriter *writer, GError **error) {
+    const char *last = incoming->image->last;
+    g_autoptr(SnapImage) parent = last ? snap_image_open(last, error) : NULL;
+    if ((last && !parent) || !begin_image(incoming, writer, parent, error))
+        return FALSE;
     for (guint i = 0; i < incoming->regions->len; i++) {
         if (!put_region(incoming->image, writer, g_ptr_array_index(incoming->regions, i), i, error))
             return FALSE;
@@ -282,10 +375,30 @@ static gboolean put_all(SnapIncoming *incoming, SnapImageWriter *writer, GError 
     return TRUE;
 }
 
+static char *image_path(const SnapIncoming *incoming, unsigned number) {
+    return g_strdup_printf("%s/%06u", incoming->image_dir, number);
+}
+
+gboolean snap_incoming_image_fold_old(SnapIncoming *incoming, GError **error) {
+    SnapIncomingImage *image = incoming->image;
+    while (incoming->image_keep && image->n_images - image->n_folded > incoming->image_keep) {
+        g_autofree char *oldest = image_path(incoming, image->n_folded + 1);
+        g_autofree char *next = image_path(incoming, image->n_folded + 2);
+        g_autoptr(GError) failure = NULL;
+        if (!snap_image_fold(oldest, next, &failure)) {
+            bool busy = g_error_matches(failure, SNAP_ERROR, SNAP_ERROR_TIMED_OUT);
+            if (!busy)
+                g_propagate_error(error, g_steal_pointer(&failure));
+            return busy;
+        }
+        image->n_folded++;
+    }
+    return TRUE;
+}
+
 gboolean snap_incoming_image_commit(SnapIncoming *incoming, GError **error) {
     SnapIncomingImage *image = incoming->image;
-    g_autofree char *name = g_strdup_printf("%06u", image->n_images + 1);
-    g_autofree char *dir = g_build_filename(incoming->image_dir, name, NULL);
+    g_autofree char *dir = image_path(incoming, image->n_images + 1);
     int64_t created_us = g_get_real_time();
     const SnapStatistic statistics[] = {{"epoch", incoming->epoch + 1}};
     bool replicates = incoming->hello.purpose == SNAP_WIRE_REPLICATE;
@@ -293,12 +406,12 @@ gboolean snap_incoming_image_commit(SnapIncoming *incoming, GError **error) {
         snap_image_writer_new(dir, incoming->driver, image->chunk_bytes / SNAP_CHUNK_PAGES, BUFFERS, error);
     if (!writer || !put_all(incoming, writer, error) ||
         !snap_image_writer_commit(writer, created_us, statistics, replicates ? 1 : 0, error)) {
-        g_prefix_error(error, "image %s: ", name);
+        g_prefix_error(error, "image %06u: ", image->n_images + 1);
         return FALSE;
     }
     image->n_images++;
     g_free(image->last);
     image->last = g_steal_pointer(&dir);
-    begin_anew(image);
+    begin_anew(incoming);
     return TRUE;
 }

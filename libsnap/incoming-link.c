@@ -277,11 +277,16 @@ static void end_threads(SnapIncoming *incoming, SnapIncomingLink *link) {
         g_thread_join(link->alive);
 }
 
-static void say_why(SnapIncomingLink *link, const char *why) {
+/* Whoever has asked for the end need not wait for somebody who has not even been made welcome. */
+static void say_why(SnapIncoming *incoming, SnapIncomingLink *link, const char *why) {
     if (link->one_way || link->mute)
         return;
     snap_channel_send_failed(&link->lanes[0]->channel, why);
-    read_on(&link->lanes[0]->channel);
+    snap_lock(&incoming->lock);
+    bool at_once = incoming->asked != 0 && incoming->state == SNAP_INCOMING_NOWHERE;
+    snap_unlock(&incoming->lock);
+    if (!at_once)
+        read_on(&link->lanes[0]->channel);
 }
 
 /* Nobody finds it any more. */
@@ -301,7 +306,7 @@ void snap_incoming_link_close(SnapIncoming *incoming, const char *why) {
         return;
     end_threads(incoming, link);
     if (why)
-        say_why(link, why);
+        say_why(incoming, link, why);
     else if (incoming->done)
         read_on(&link->lanes[0]->channel);
     take_away(incoming, link);

@@ -12,23 +12,33 @@
 enum { LOOK_MS = 50 };
 
 static const char *const state_names[] = {
-    [SNAP_INCOMING_NOWHERE] = "nothing was agreed on", [SNAP_INCOMING_MEMORY] = "memory comes",
-    [SNAP_INCOMING_LAST] = "the device state comes",   [SNAP_INCOMING_ENDED] = "all was said",
-    [SNAP_INCOMING_READY] = "GO is to come",           [SNAP_INCOMING_STANDBY] = "an epoch is in force",
-    [SNAP_INCOMING_RUNS] = "the guest runs",           [SNAP_INCOMING_ALL_SENT] = "all was sent",
+    [SNAP_INCOMING_NOWHERE] = "nothing was agreed on",
+    [SNAP_INCOMING_MEMORY] = "memory comes",
+    [SNAP_INCOMING_LAYOUT] = "regions are listed",
+    [SNAP_INCOMING_LAST] = "the device state comes",
+    [SNAP_INCOMING_ENDED] = "all was said",
+    [SNAP_INCOMING_READY] = "GO is to come",
+    [SNAP_INCOMING_STANDBY] = "an epoch is in force",
+    [SNAP_INCOMING_RUNS] = "the guest runs",
+    [SNAP_INCOMING_ALL_SENT] = "all was sent",
 };
 G_STATIC_ASSERT(G_N_ELEMENTS(state_names) == SNAP_INCOMING_STATE_MAX);
 
 /* What follows when a record has come; NOWHERE: it may not. FAILED and ALIVE may always, and change nothing. READY
- * and STANDBY are entered by ourselves, from ENDED. */
+ * and STANDBY are entered by ourselves, from ENDED; MEMORY from LAYOUT, when the last region has come. */
 static const SnapIncomingState next[SNAP_INCOMING_STATE_MAX][SNAP_WIRE_MAX] = {
     [SNAP_INCOMING_MEMORY] =
         {
             [SNAP_WIRE_CHUNK] = SNAP_INCOMING_MEMORY,
             [SNAP_WIRE_ROUND] = SNAP_INCOMING_MEMORY,
+            [SNAP_WIRE_LAYOUT] = SNAP_INCOMING_LAYOUT,
             [SNAP_WIRE_MISSING] = SNAP_INCOMING_LAST,
             [SNAP_WIRE_STATE] = SNAP_INCOMING_LAST,
             [SNAP_WIRE_END] = SNAP_INCOMING_ENDED,
+        },
+    [SNAP_INCOMING_LAYOUT] =
+        {
+            [SNAP_WIRE_REGION] = SNAP_INCOMING_LAYOUT,
         },
     [SNAP_INCOMING_LAST] =
         {
@@ -44,6 +54,7 @@ static const SnapIncomingState next[SNAP_INCOMING_STATE_MAX][SNAP_WIRE_MAX] = {
         {
             [SNAP_WIRE_CHUNK] = SNAP_INCOMING_MEMORY,
             [SNAP_WIRE_ROUND] = SNAP_INCOMING_STANDBY,
+            [SNAP_WIRE_LAYOUT] = SNAP_INCOMING_LAYOUT,
             [SNAP_WIRE_STATE] = SNAP_INCOMING_LAST,
             [SNAP_WIRE_END] = SNAP_INCOMING_ENDED,
             [SNAP_WIRE_GO] = SNAP_INCOMING_RUNS,
@@ -93,6 +104,29 @@ static gboolean on_round(SnapIncoming *incoming, const SnapWireHead *head, GErro
     snap_unlock(&incoming->lock);
     snap_incoming_tell(incoming);
     return TRUE;
+}
+
+static gboolean on_layout(SnapIncoming *incoming, const SnapWireHead *head, GError **error) {
+    SnapIncomingLane *lane = incoming->link->lanes[0];
+    uint64_t n = 0;
+    const char *wrong = snap_wire_decode_number(head, lane->body, &n);
+    if (!wrong && incoming->guest) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
+                    "the guest's memory is laid out differently at the source now, and cannot be here");
+        return FALSE;
+    }
+    if (!wrong)
+        wrong = snap_incoming_begin_layout(incoming, n);
+    return wrong ? snap_incoming_wrong(lane, head->type, wrong, error) : TRUE;
+}
+
+static gboolean on_region(SnapIncoming *incoming, const SnapWireHead *head, GError **error) {
+    SnapIncomingLane *lane = incoming->link->lanes[0];
+    SnapWireRegion region;
+    const char *wrong = snap_wire_decode_region(head, lane->body, &region);
+    if (!wrong)
+        wrong = snap_incoming_add_to_layout(incoming, &region, (head->flags & SNAP_WIRE_KEPT) != 0);
+    return wrong ? snap_incoming_wrong(lane, head->type, wrong, error) : TRUE;
 }
 
 static gboolean on_missing(SnapIncoming *incoming, const SnapWireHead *head, GError **error) {
@@ -181,9 +215,9 @@ static gboolean on_go(SnapIncoming *incoming, const SnapWireHead *head, GError *
 }
 
 static gboolean (*const functions[SNAP_WIRE_MAX])(SnapIncoming *, const SnapWireHead *, GError **) = {
-    [SNAP_WIRE_CHUNK] = on_chunk,    [SNAP_WIRE_ROUND] = on_round, [SNAP_WIRE_MISSING] = on_missing,
-    [SNAP_WIRE_STATE] = on_state,    [SNAP_WIRE_END] = on_end,     [SNAP_WIRE_GO] = on_go,
-    [SNAP_WIRE_ALL_SENT] = check_id,
+    [SNAP_WIRE_CHUNK] = on_chunk,    [SNAP_WIRE_ROUND] = on_round,   [SNAP_WIRE_MISSING] = on_missing,
+    [SNAP_WIRE_STATE] = on_state,    [SNAP_WIRE_END] = on_end,       [SNAP_WIRE_GO] = on_go,
+    [SNAP_WIRE_ALL_SENT] = check_id, [SNAP_WIRE_LAYOUT] = on_layout, [SNAP_WIRE_REGION] = on_region,
 };
 
 /* ---- the loop -------------------------------------------------------------------------------------------- */
@@ -211,7 +245,7 @@ static gboolean serve_record(SnapIncoming *incoming, GError **error) {
     }
     if (!functions[head.type](incoming, &head, error))
         return FALSE;
-    incoming->state = follows;
+    incoming->state = follows == SNAP_INCOMING_LAYOUT && !incoming->layout ? SNAP_INCOMING_MEMORY : follows;
     return TRUE;
 }
 

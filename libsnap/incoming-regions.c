@@ -2,8 +2,9 @@
  * The guest's memory, as both sides know it.
  *
  * Happy path: the guest lists its regions; each REGION finds its own by name, with the same length, page size and
- * guest address; none is left out. Then the memory is dropped: what the source does not send is zeros. Failure
- * modes: REFUSED, the first difference by name.
+ * guest address; none is left out. Then the memory is dropped: what the source does not send is zeros. Where there
+ * is no guest here, regions are what the source says, and before any epoch it may say that they are others now.
+ * Failure modes: REFUSED, the first difference by name.
  *
  * Dropping gives pages back where the mapping allows it; what still holds something afterwards (a private mapping
  * of a file, memory that is locked, a device's) is overwritten.
@@ -78,7 +79,8 @@ static gboolean compare(const SnapRegion *own, const SnapWireRegion *theirs, GEr
     return TRUE;
 }
 
-static void add(SnapIncoming *incoming, SnapRegion *region, const SnapWireRegion *theirs) {
+static SnapIncomingRegion *region_new(const SnapIncoming *incoming, SnapRegion *region,
+                                      const SnapWireRegion *theirs) {
     SnapIncomingRegion *entry = g_new0(SnapIncomingRegion, 1);
     entry->region = region;
     entry->n_chunks = snap_chunk_count(region->length_bytes, region->page_bytes);
@@ -87,25 +89,26 @@ static void add(SnapIncoming *incoming, SnapRegion *region, const SnapWireRegion
         entry->memory = (uint8_t *)(uintptr_t)region->host_address; /* this process's */
         entry->put = g_new0(uint64_t, entry->n_chunks);
     }
-    g_ptr_array_add(incoming->regions, entry);
+    return entry;
 }
 
 /* Without a guest the region is what the source says it is; of its kind only huge pages can be told. */
-static void add_foreign(SnapIncoming *incoming, const char *name, const SnapWireRegion *theirs) {
+static SnapIncomingRegion *foreign_new(const SnapIncoming *incoming, const SnapWireRegion *theirs) {
+    g_autofree char *name = g_strndup(theirs->name, theirs->name_bytes);
     bool huge = theirs->granule_bytes > theirs->page_bytes;
     SnapRegion *region = snap_region_new(name, huge ? SNAP_MEMORY_HUGETLB : SNAP_MEMORY_ANON, theirs->host_address,
                                          theirs->length_bytes);
     region->guest_address = theirs->guest_address;
     region->page_bytes = theirs->page_bytes;
     region->granule_bytes = theirs->granule_bytes;
-    add(incoming, region, theirs);
+    return region_new(incoming, region, theirs);
 }
 
 gboolean snap_incoming_add_region(SnapIncoming *incoming, GPtrArray *own, const SnapWireRegion *theirs,
                                   GError **error) {
     g_autofree char *name = g_strndup(theirs->name, theirs->name_bytes);
     if (!incoming->guest) {
-        add_foreign(incoming, name, theirs);
+        g_ptr_array_add(incoming->regions, foreign_new(incoming, theirs));
         return TRUE;
     }
     for (guint i = 0; i < own->len; i++) {
@@ -114,7 +117,7 @@ gboolean snap_incoming_add_region(SnapIncoming *incoming, GPtrArray *own, const 
             continue;
         if (!compare(region, theirs, error))
             return FALSE;
-        add(incoming, g_ptr_array_steal_index(own, i), theirs);
+        g_ptr_array_add(incoming->regions, region_new(incoming, g_ptr_array_steal_index(own, i), theirs));
         return TRUE;
     }
     return refuse(error, "there is no region \"%s\" here, or it came twice", name);
@@ -125,6 +128,43 @@ gboolean snap_incoming_check_regions(const GPtrArray *own, GError **error) {
         return TRUE;
     const SnapRegion *left = g_ptr_array_index(own, 0);
     return refuse(error, "there is no region \"%s\" at the source", left->name);
+}
+
+/* ---- another layout -------------------------------------------------------------------------------------- */
+
+const char *snap_incoming_begin_layout(SnapIncoming *incoming, uint64_t n) {
+    if (incoming->hello.purpose != SNAP_WIRE_REPLICATE || incoming->link->n_channels > 1)
+        return "it may come in a replication over one channel only";
+    if (n < 1 || n > SNAP_WIRE_MAX_REGIONS)
+        return "the number of regions is out of range";
+    incoming->n_layout = n;
+    incoming->layout = g_ptr_array_new_with_free_func(snap_incoming_region_free);
+    return NULL;
+}
+
+/* All are there: they take the place of those before. */
+static const char *use_layout(SnapIncoming *incoming) {
+    uint64_t total_bytes = 0;
+    const char *wrong = snap_incoming_image_change(incoming, incoming->layout);
+    if (wrong)
+        return wrong;
+    for (guint i = 0; i < incoming->layout->len; i++) {
+        const SnapIncomingRegion *region = g_ptr_array_index(incoming->layout, i);
+        total_bytes += region->region->length_bytes;
+    }
+    g_ptr_array_unref(incoming->regions);
+    incoming->regions = g_steal_pointer(&incoming->layout);
+    snap_lock(&incoming->lock);
+    incoming->total_bytes = total_bytes;
+    snap_unlock(&incoming->lock);
+    return NULL;
+}
+
+const char *snap_incoming_add_to_layout(SnapIncoming *incoming, const SnapWireRegion *theirs, bool kept) {
+    SnapIncomingRegion *region = foreign_new(incoming, theirs);
+    region->anew = !kept;
+    g_ptr_array_add(incoming->layout, region);
+    return incoming->layout->len < incoming->n_layout ? NULL : use_layout(incoming);
 }
 
 /* ---- dropping -------------------------------------------------------------------------------------------- */

@@ -5,12 +5,13 @@
  * how far it had come when it failed:
  *
  *     no READY was sent                 FAILED or CANCELLED; the source is told why, and keeps its guest
- *     READY was sent, no GO was read    UNCONNECTED: the source may have let go of the guest, or not
+ *     READY was sent, no GO was read    UNCONNECTED: the source may have let go of the guest, or not; it says so
+ *                                       when it is back, or our owner does, if it never will be (promote)
  *     an epoch is in force              UNCONNECTED: it can be promoted, or the source hands the guest over
  *     it runs, and pages are missing    UNCONNECTED: the source has them
  *
  * In UNCONNECTED, and in COMPLETED where the source may not have heard of it, the thread waits for what its owner
- * asks: to listen again, to start the standby, or to end.
+ * asks: to listen again, to start the guest, or to end.
  */
 #include "incoming.h"
 
@@ -32,6 +33,7 @@ static void enter_locked(SnapIncoming *incoming, SnapMigrationPhase phase) SNAP_
         incoming->since = incoming->phase;
     if (phase != SNAP_MIGRATION_UNCONNECTED && phase != SNAP_MIGRATION_RECOVER)
         incoming->since = phase;
+    incoming->resumable = phase == SNAP_MIGRATION_COMPLETED && incoming->met;
     if (is_end(phase) && !incoming->ended_us)
         incoming->ended_us = g_get_monotonic_time();
     if (!snap_incoming_rests(phase))
@@ -61,6 +63,8 @@ void snap_incoming_set_phase(SnapIncoming *incoming, SnapMigrationPhase phase) {
 bool snap_incoming_commit(SnapIncoming *incoming, GError **error) {
     snap_lock(&incoming->lock);
     bool free = incoming->asked == 0;
+    bool again = incoming->committed || incoming->hello.purpose == SNAP_WIRE_REPLICATE;
+    incoming->taken |= free && again;
     incoming->committed |= free;
     snap_unlock(&incoming->lock);
     if (!free)
@@ -78,6 +82,8 @@ void snap_incoming_interrupt_locked(SnapIncoming *incoming) {
     SnapIncomingLink *link = incoming->link;
     if (incoming->transport)
         snap_transport_stop(incoming->transport);
+    if (incoming->newcomer)
+        snap_channel_stop(&incoming->newcomer->channel);
     if (link) {
         link->stopped = true;
         for (unsigned i = 0; i < G_N_ELEMENTS(link->lanes); i++) {
@@ -93,15 +99,13 @@ void snap_incoming_interrupt_locked(SnapIncoming *incoming) {
 
 /* ---- when a connection has ended ------------------------------------------------------------------------- */
 
-static unsigned asked(SnapIncoming *incoming) {
-    snap_lock(&incoming->lock);
-    unsigned bits = incoming->asked;
-    snap_unlock(&incoming->lock);
-    return bits;
-}
-
 static bool is_standby(const SnapIncoming *incoming) {
     return incoming->guest && incoming->epoch > 0 && !incoming->hopeless;
+}
+
+/* READY was said, and since then nothing that has decided anything. */
+static bool lacks_go(const SnapIncoming *incoming) {
+    return incoming->state == SNAP_INCOMING_READY && !incoming->told && !incoming->hopeless;
 }
 
 /* The source may be told that the guest will not be started here: it is certain. */
@@ -117,8 +121,7 @@ static bool may_say_why(const SnapIncoming *incoming, unsigned bits) {
 static bool must_wait(const SnapIncoming *incoming) {
     if (incoming->hopeless)
         return false;
-    return incoming->started || is_standby(incoming) ||
-           (incoming->state == SNAP_INCOMING_READY && !incoming->told);
+    return incoming->started || is_standby(incoming) || lacks_go(incoming);
 }
 
 static SnapMigrationPhase phase_after(const SnapIncoming *incoming, bool ok, unsigned bits) {
@@ -130,14 +133,15 @@ static SnapMigrationPhase phase_after(const SnapIncoming *incoming, bool ok, uns
 }
 
 static bool will_promote(const SnapIncoming *incoming, unsigned bits) {
-    return is_standby(incoming) && !incoming->started &&
+    bool can_run = is_standby(incoming) || (lacks_go(incoming) && !incoming->postcopy);
+    return can_run && !incoming->started &&
            (bits & (SNAP_ASKED_PROMOTE | SNAP_ASKED_CANCEL | SNAP_ASKED_END)) == SNAP_ASKED_PROMOTE;
 }
 
 /* @order: what is done next. Phase and request change in one, so that nobody sees it rest in between. */
 static void begin_promotion_locked(SnapIncoming *incoming) SNAP_REQUIRES(incoming->lock) {
     incoming->asked &= ~(unsigned)SNAP_ASKED_PROMOTE;
-    incoming->committed = true;
+    incoming->committed = incoming->taken = true;
     enter_locked(incoming, SNAP_MIGRATION_DEVICE);
 }
 
@@ -145,7 +149,10 @@ static void begin_promotion_locked(SnapIncoming *incoming) SNAP_REQUIRES(incomin
  * is known. */
 static unsigned settle(SnapIncoming *incoming, bool ok, GError *failure) {
     g_autoptr(SnapTransport) transport = NULL; /* ended without the lock: a command has to be waited for */
-    unsigned bits = asked(incoming);
+    snap_lock(&incoming->lock);
+    unsigned bits = incoming->asked;
+    transport = g_steal_pointer(&incoming->transport); /* before it rests: whoever is asked then brings another */
+    snap_unlock(&incoming->lock);
     if (incoming->complete)
         snap_incoming_set_phase(incoming, SNAP_MIGRATION_COMPLETED); /* nobody has to wait for the rest */
     snap_incoming_link_close(incoming, failure && may_say_why(incoming, bits) ? failure->message : NULL);
@@ -154,7 +161,6 @@ static unsigned settle(SnapIncoming *incoming, bool ok, GError *failure) {
     snap_incoming_drop_states(incoming);
     SnapMigrationPhase phase = phase_after(incoming, ok, bits);
     snap_lock(&incoming->lock);
-    transport = g_steal_pointer(&incoming->transport);
     SnapMigrationPhase before = incoming->phase;
     bool promoted = will_promote(incoming, incoming->asked);
     if (promoted) {
@@ -196,6 +202,8 @@ static unsigned take_order_locked(SnapIncoming *incoming) SNAP_REQUIRES(incoming
         begin_promotion_locked(incoming);
         return SNAP_ASKED_PROMOTE;
     }
+    incoming->resumable = false;             /* until it rests again */
+    snap_cond_broadcast(&incoming->changed); /* who waits for its end: it has begun to listen */
     if (incoming->phase == SNAP_MIGRATION_UNCONNECTED)
         enter_locked(incoming, SNAP_MIGRATION_RECOVER);
     return SNAP_ASKED_RECOVER;
@@ -204,7 +212,6 @@ static unsigned take_order_locked(SnapIncoming *incoming) SNAP_REQUIRES(incoming
 /* What is to be done next; 0: nothing any more. */
 static unsigned wait_for_order(SnapIncoming *incoming) {
     snap_lock(&incoming->lock);
-    incoming->resumable = incoming->phase == SNAP_MIGRATION_COMPLETED && incoming->met;
     bool waits = incoming->phase == SNAP_MIGRATION_UNCONNECTED || incoming->resumable;
     while (waits && incoming->asked == 0)
         snap_cond_wait(&incoming->changed, &incoming->lock);
@@ -219,7 +226,7 @@ static unsigned wait_for_order(SnapIncoming *incoming) {
 
 static bool obey(SnapIncoming *incoming, unsigned order, GError **failure) {
     if (order & SNAP_ASKED_PROMOTE)
-        return snap_incoming_start_standby(incoming, failure);
+        return snap_incoming_start_guest(incoming, failure);
     return snap_incoming_meet_again(incoming, failure) && snap_incoming_listen(incoming, failure);
 }
 
@@ -230,6 +237,7 @@ static void clear(SnapIncoming *incoming) {
     g_clear_pointer(&incoming->states, g_ptr_array_unref);
     g_clear_pointer(&incoming->next_states, g_ptr_array_unref);
     g_clear_pointer(&incoming->regions, g_ptr_array_unref);
+    g_clear_pointer(&incoming->layout, g_ptr_array_unref);
     g_clear_pointer(&incoming->driver, g_free);
     snap_lock(&incoming->lock);
     SnapTransport *transport = g_steal_pointer(&incoming->transport);

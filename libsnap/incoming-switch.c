@@ -51,8 +51,9 @@ static gboolean start(SnapIncoming *incoming, GError **error) {
     return TRUE;
 }
 
-gboolean snap_incoming_start_standby(SnapIncoming *incoming, GError **error) {
-    if (load_state(incoming, error))
+/* The state of a move was loaded before READY. */
+gboolean snap_incoming_start_guest(SnapIncoming *incoming, GError **error) {
+    if (incoming->hello.purpose == SNAP_WIRE_MOVE || load_state(incoming, error))
         return start(incoming, error);
     incoming->hopeless = true;
     return FALSE;
@@ -106,7 +107,7 @@ static gboolean epoch_done(SnapIncoming *incoming, GError **error) {
     snap_unlock(&incoming->lock);
     incoming->state = SNAP_INCOMING_STANDBY;
     snap_incoming_set_phase(incoming, SNAP_MIGRATION_STANDBY);
-    return say_ready(incoming, epoch, error);
+    return say_ready(incoming, epoch, error) && (incoming->guest || snap_incoming_image_fold_old(incoming, error));
 }
 
 gboolean snap_incoming_part_done(SnapIncoming *incoming, GError **error) {
@@ -130,10 +131,7 @@ gboolean snap_incoming_say_started(SnapIncoming *incoming, GError **error) {
 }
 
 gboolean snap_incoming_take_over(SnapIncoming *incoming, GError **error) {
-    bool replicates = incoming->hello.purpose == SNAP_WIRE_REPLICATE;
-    if (!snap_incoming_commit(incoming, error))
-        return FALSE;
-    if (!(replicates ? snap_incoming_start_standby(incoming, error) : start(incoming, error)))
+    if (!snap_incoming_commit(incoming, error) || !snap_incoming_start_guest(incoming, error))
         return FALSE;
     incoming->state = SNAP_INCOMING_RUNS;
     if (incoming->postcopy)
@@ -168,5 +166,5 @@ gboolean snap_incoming_end_of_file(SnapIncoming *incoming, GError **failure) {
     g_clear_error(failure);
     if (!incoming->guest)
         return TRUE;
-    return snap_incoming_commit(incoming, failure) && snap_incoming_start_standby(incoming, failure);
+    return snap_incoming_commit(incoming, failure) && snap_incoming_start_guest(incoming, failure);
 }

@@ -12,6 +12,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+enum { LOOK_UP_MS = 100 }; /* that recover waits for a name: of this machine or network it is there by then */
+
 /* ---- start and end --------------------------------------------------------------------------------------- */
 
 static gboolean check_guest(const SnapGuest *guest, GError **error) {
@@ -39,7 +41,7 @@ static gboolean check_options(const SnapGuest *guest, const SnapIncomingOptions 
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_USAGE, "a time of silence is at most %d ms", G_MAXINT);
         return FALSE;
     }
-    return guest ? check_guest(guest, error) : snap_incoming_image_prepare(options->image_dir, error);
+    return !guest || check_guest(guest, error);
 }
 
 SnapIncoming *snap_incoming_start(SnapGuest *guest, const SnapIncomingOptions *options, SnapMigrationFunc func,
@@ -48,7 +50,9 @@ SnapIncoming *snap_incoming_start(SnapGuest *guest, const SnapIncomingOptions *o
     g_autoptr(SnapTransport) transport = options->uri ? snap_transport_new_destination(options->uri, error) : NULL;
     if (options->uri && !transport)
         return NULL;
-    if (!check_options(guest, options, error))
+    bool made = false;
+    if (!check_options(guest, options, error) ||
+        !(guest || snap_incoming_image_prepare(options->image_dir, &made, error)))
         return NULL;
     int wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (wake_fd < 0) {
@@ -60,6 +64,8 @@ SnapIncoming *snap_incoming_start(SnapGuest *guest, const SnapIncomingOptions *o
     snap_cond_init(&incoming->changed);
     incoming->guest = guest;
     incoming->image_dir = g_strdup(options->image_dir);
+    incoming->image_keep = options->image_keep;
+    incoming->image_dir_made = made;
     incoming->silence_ms = options->silence_ms;
     incoming->func = func;
     incoming->opaque = opaque;
@@ -84,6 +90,8 @@ void snap_incoming_free(SnapIncoming *incoming) {
     close(incoming->wake_fd);
     snap_cond_clear(&incoming->changed);
     snap_lock_clear(&incoming->lock);
+    if (incoming->image_dir_made)
+        rmdir(incoming->image_dir);
     g_free(incoming->image_dir);
     g_free(incoming->uri);
     g_free(incoming);
@@ -134,7 +142,7 @@ static const char *cannot_cancel_locked(const SnapIncoming *incoming) {
     if (incoming->phase == SNAP_MIGRATION_FAILED || incoming->phase == SNAP_MIGRATION_CANCELLED)
         return "the migration has ended already";
     if (incoming->asked & SNAP_ASKED_PROMOTE)
-        return "the standby is being started";
+        return "the guest is being started here";
     return incoming->committed ? "it is too late: the guest may be this side's" : NULL;
 }
 
@@ -149,19 +157,21 @@ gboolean snap_incoming_cancel(SnapIncoming *incoming, GError **error) {
     return why ? refuse(error, why) : TRUE;
 }
 
+/* Of a move only what has lost its source, and all else is here: of whoever is connected GO may come. */
 static const char *cannot_promote_locked(const SnapIncoming *incoming, bool force) {
     bool lost = incoming->phase == SNAP_MIGRATION_UNCONNECTED || incoming->phase == SNAP_MIGRATION_RECOVER;
-    bool standby =
-        incoming->phase == SNAP_MIGRATION_STANDBY || (lost && incoming->since == SNAP_MIGRATION_STANDBY);
-    if (!standby)
-        return "it is no standby, or no epoch is complete";
+    bool lacks_go = lost && incoming->since == SNAP_MIGRATION_DEVICE;
+    if (incoming->since != SNAP_MIGRATION_STANDBY && !lacks_go)
+        return "it is no standby with a complete epoch, and no guest that has lost its source when all was here";
     if (!incoming->guest)
         return "there are images here, and no guest";
+    if (lacks_go && incoming->postcopy)
+        return "pages of the guest are missing here, and only its source has them";
     if (incoming->asked & SNAP_ASKED_CANCEL)
         return "it is being cancelled";
     if (!lost && !force)
         return "the source is connected, and runs the guest: let it hand the guest over, or force it";
-    return incoming->committed ? "the source hands the guest over at this moment" : NULL;
+    return incoming->taken ? "the guest becomes this side's at this moment" : NULL;
 }
 
 gboolean snap_incoming_promote(SnapIncoming *incoming, gboolean force, GError **error) {
@@ -178,27 +188,42 @@ gboolean snap_incoming_promote(SnapIncoming *incoming, gboolean force, GError **
 static const char *cannot_recover_locked(const SnapIncoming *incoming) {
     if (incoming->asked)
         return "something else was asked for just now";
-    if (incoming->phase == SNAP_MIGRATION_UNCONNECTED)
+    if (incoming->phase == SNAP_MIGRATION_UNCONNECTED || incoming->resumable)
         return NULL;
-    if (incoming->phase == SNAP_MIGRATION_COMPLETED && incoming->resumable)
-        return incoming->transport ? "it listens already" : NULL;
-    return "no connection was lost that could be resumed";
+    bool listens = incoming->transport && incoming->phase == SNAP_MIGRATION_COMPLETED;
+    return listens ? "it listens already" : "no connection was lost that could be resumed";
+}
+
+/* Nothing is listened at before it is known that it may be: at its own address it would find itself. */
+static SnapTransport *listen_again(SnapIncoming *incoming, const char *uri, GError **error) {
+    g_autoptr(GError) failure = NULL;
+    snap_lock(&incoming->lock);
+    const char *why = cannot_recover_locked(incoming);
+    snap_unlock(&incoming->lock);
+    if (why) {
+        snap_transport_discard(uri);
+        refuse(error, why);
+        return NULL;
+    }
+    g_autoptr(SnapTransport) transport = snap_transport_prepare_destination(uri, error);
+    if (!transport)
+        return NULL;
+    if (snap_transport_listen(transport, LOOK_UP_MS, &failure) ||
+        g_error_matches(failure, SNAP_ERROR, SNAP_ERROR_TIMED_OUT))
+        return g_steal_pointer(&transport);
+    g_propagate_error(error, g_steal_pointer(&failure));
+    return NULL;
 }
 
 gboolean snap_incoming_recover(SnapIncoming *incoming, const char *uri, GError **error) {
     if (!snap_transport_check(uri, error))
         return FALSE;
-    snap_lock(&incoming->lock);
-    const char *why = cannot_recover_locked(incoming);
-    snap_unlock(&incoming->lock);
-    if (why)
-        return refuse(error, why);
-    g_autoptr(SnapTransport) transport = snap_transport_new_destination(uri, error);
+    g_autoptr(SnapTransport) transport = listen_again(incoming, uri, error);
     if (!transport)
         return FALSE;
     bool one_way = snap_transport_is_one_way(transport);
     snap_lock(&incoming->lock);
-    why = one_way ? "nothing is resumed from a file" : cannot_recover_locked(incoming);
+    const char *why = one_way ? "nothing is resumed from a file" : cannot_recover_locked(incoming);
     if (!why) {
         incoming->asked |= SNAP_ASKED_RECOVER;
         g_free(incoming->uri);

@@ -41,6 +41,7 @@ typedef struct SnapArrivals SnapArrivals;
 typedef enum {
     SNAP_INCOMING_NOWHERE,
     SNAP_INCOMING_MEMORY,   /* the first copy, or an epoch */
+    SNAP_INCOMING_LAYOUT,   /* a replication: the regions that the guest has now */
     SNAP_INCOMING_LAST,     /* the masks of what will be missing, and the device state */
     SNAP_INCOMING_ENDED,    /* all was said here; other channels are still to end, and all is to be put in force */
     SNAP_INCOMING_READY,    /* READY was sent: the guest may become ours at any moment */
@@ -77,6 +78,7 @@ typedef struct {
     uint64_t n_chunks;
     uint64_t source_granule_bytes;
     bool huge_pages; /* the kernel may make huge pages of it, and of holes in it */
+    bool anew;       /* it is not what the epoch before had under this name: what does not come is zeros */
 
     /* who places a chunk: the thread of its channel, before the guest runs; then under SnapMissing.lock */
     uint64_t *put; /* a mask a chunk: pages that may hold something. NULL without a guest */
@@ -132,6 +134,8 @@ struct SnapIncoming {
     /* set before start */
     SnapGuest *guest;    /* (nullable) */
     char *image_dir;     /* (nullable) */
+    unsigned image_keep; /* 0: all */
+    bool image_dir_made; /* by us: it goes again if there is nothing in it at the end */
     uint64_t silence_ms; /* 0: what the source says */
     SnapMigrationFunc func;
     void *opaque;
@@ -146,10 +150,12 @@ struct SnapIncoming {
     SnapMigrationPhase since;
     GError *error; /* of FAILED, CANCELLED and UNCONNECTED */
     unsigned asked;
-    bool committed;           /* too late for a cancel */
-    bool resumable;           /* a source may come back */
-    SnapTransport *transport; /* (nullable) where connections come from */
-    SnapIncomingLink *link;   /* (nullable) changed by snap-incoming only, which may read it without */
+    bool committed;             /* too late for a cancel */
+    bool taken;                 /* the guest is this side's: GO was read, or the owner has said so */
+    bool resumable;             /* a source may come back */
+    SnapTransport *transport;   /* (nullable) where connections come from */
+    SnapIncomingLink *link;     /* (nullable) changed by snap-incoming only, which may read it without */
+    SnapIncomingLane *newcomer; /* (nullable) who has come, and is to say who it is; the same holds for it */
     char *uri;
     uint64_t past_bytes; /* of connections that are closed */
     uint64_t past_multifd_bytes;
@@ -174,6 +180,8 @@ struct SnapIncoming {
     bool may_postcopy;
     char *driver;
     GPtrArray *regions; /* of SnapIncomingRegion */
+    GPtrArray *layout;  /* (nullable) the next ones, as they come; their `anew` is as REGION says */
+    uint64_t n_layout;  /* how many they will be */
     SnapPlace place;
     SnapMissing *missing;            /* (nullable) a post-copy may come */
     SnapArrivals *arrivals;          /* (nullable) chunks that are kept */
@@ -184,7 +192,7 @@ struct SnapIncoming {
     bool met_once; /* a HELLO was accepted */
     bool met;      /* a source may come back, and want to know that the guest runs here */
     bool told;     /* by the source, FAILED: it keeps its guest */
-    bool postcopy; /* END said so */
+    bool postcopy; /* END said so. Whoever sees UNCONNECTED or RECOVER may read it, as it stays then */
     bool hopeless; /* it was this side's, and cannot run */
     bool started;
     bool complete;          /* and all of it is here */
@@ -214,7 +222,8 @@ void snap_incoming_set_phase(SnapIncoming *incoming, SnapMigrationPhase phase);
 /* Another round. */
 void snap_incoming_tell(SnapIncoming *incoming);
 
-/* From here on it cannot be cancelled. FALSE: something was asked before. */
+/* From here on it cannot be cancelled; the second time in a move, or in a replication at once, it is this side's.
+ * FALSE: something was asked before. */
 bool snap_incoming_commit(SnapIncoming *incoming, GError **error);
 
 /* Let snap-incoming look again. */
@@ -279,8 +288,8 @@ gboolean snap_incoming_part_done(SnapIncoming *incoming, GError **error);
 gboolean snap_incoming_take_over(SnapIncoming *incoming, GError **error);
 /* Say STARTED. */
 gboolean snap_incoming_say_started(SnapIncoming *incoming, GError **error);
-/* The owner says it is this side's; or there is nobody to say it. */
-gboolean snap_incoming_start_standby(SnapIncoming *incoming, GError **error);
+/* It is this side's: by GO, or as its owner says so, or as there is nobody to say it. */
+gboolean snap_incoming_start_guest(SnapIncoming *incoming, GError **error);
 /* Nothing is missing any more: let go of the memory, and tell the source. */
 gboolean snap_incoming_all_there(SnapIncoming *incoming, GError **error);
 /* What is one-way could not be read on (@failure). TRUE: that was its end, and what came before it is put in
@@ -302,6 +311,9 @@ void snap_incoming_drop_states(SnapIncoming *incoming);
  * without a guest. */
 gboolean snap_incoming_add_region(SnapIncoming *incoming, GPtrArray *own, const SnapWireRegion *region,
                                   GError **error);
+/* LAYOUT: @n others follow; and one of them. What is wrong; NULL when nothing is. */
+const char *snap_incoming_begin_layout(SnapIncoming *incoming, uint64_t n);
+const char *snap_incoming_add_to_layout(SnapIncoming *incoming, const SnapWireRegion *region, bool kept);
 /* All of the source's are there: none of @own may be left. */
 gboolean snap_incoming_check_regions(const GPtrArray *own, GError **error);
 /* The guest's regions. NULL on error. */
@@ -368,10 +380,15 @@ gboolean snap_missing_take(SnapIncomingLane *lane, SnapIncomingRegion *region, c
 typedef struct SnapIncomingImage SnapIncomingImage;
 
 /* Whether @dir can hold images of a replication: it is there now, and none is in it. Errors: EXISTS; IO. */
-gboolean snap_incoming_image_prepare(const char *dir, GError **error);
+/* @dir is there (*ret_made: now), and has no images. */
+gboolean snap_incoming_image_prepare(const char *dir, bool *ret_made, GError **error);
 SnapIncomingImage *snap_incoming_image_new(SnapIncoming *incoming, GError **error);
 void snap_incoming_image_free(SnapIncomingImage *image);
 gboolean snap_incoming_image_take(SnapIncomingLane *lane, SnapIncomingRegion *region, const SnapWireChunk *chunk,
                                   GError **error);
 /* Make an image of what has come, and begin anew. */
+/* Regions are those of @layout from now on. What is wrong with it, and nothing has changed; or NULL. */
+const char *snap_incoming_image_change(SnapIncoming *incoming, GPtrArray *layout);
 gboolean snap_incoming_image_commit(SnapIncoming *incoming, GError **error);
+/* Merge the oldest images where there are more than are to be kept; what somebody reads stays for now. */
+gboolean snap_incoming_image_fold_old(SnapIncoming *incoming, GError **error);

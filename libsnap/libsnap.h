@@ -37,7 +37,7 @@ G_BEGIN_DECLS
     X(EXISTS, "exists already", "GenericError")                                                                   \
     X(NOT_FOUND, "not found", "DeviceNotFound")                                                                   \
     X(INCOMPLETE, "the image is incomplete", "GenericError")                                                      \
-    X(CORRUPT, "the image is damaged", "GenericError")                                                            \
+    X(CORRUPT, "the data is damaged", "GenericError")                                                             \
     X(PROTOCOL, "the other side does not speak the protocol", "GenericError")                                     \
     X(TIMED_OUT, "timed out", "GenericError")                                                                     \
     X(CANCELLED, "cancelled", "GenericError")
@@ -633,8 +633,8 @@ gboolean snap_image_fold_recover(const char *dir, GError **error);
 typedef struct {
     /* Stopped, and owned by the other side from now on. resume is not called any more. */
     void (*hand_over)(void *opaque);
-    /* (nullable) Slow the guest down: it may run at most 100 - @percent of the time, 0 to 99. 0: as it likes.
-     * Quick. */
+    /* (nullable) Slow the guest down: it may run at most 100 - @percent of the time, 0 to 99; 0: as it likes. To
+     * be spread out: of every 50 ms it gets its part. Quick. */
     void (*throttle)(void *opaque, unsigned percent);
     /* All memory is in place, or will be by the time it is touched: load the device state. Nothing may run yet. In
      * a post-copy a page that is touched is fetched; where that fails it is zeros, and so does the migration. */
@@ -701,6 +701,7 @@ typedef struct {
     uint64_t silence_ms;
     /* Replicate instead of moving: an epoch every so many ms; 0: move. */
     uint64_t epoch_ms;
+    const char *region_glob; /* (nullable) replicate only regions whose name matches; * ? as in a shell */
 } SnapOutgoingOptions;
 
 /* Where a migration is, in numbers; after its end, what it was. */
@@ -721,7 +722,8 @@ typedef struct {
     uint64_t pages_per_second;
     uint64_t postcopy_requests;
     uint64_t expected_downtime_ns;
-    uint64_t downtime_ns; /* 0 before it is known. Source: stop to STARTED. Destination: what it saw of it */
+    uint64_t downtime_ns; /* 0 before it is known. Source: stop to STARTED, also over a connection that was lost.
+                             Destination: what it saw of it */
     uint64_t setup_ns;
     uint64_t total_ns;
     unsigned throttle_percent;
@@ -730,8 +732,8 @@ typedef struct {
     uint64_t page_bytes;
 } SnapMigrationStats;
 
-/* Tells of each new phase and each round (SNAP_MIGRATION_ACTIVE again). In the migration's thread: be quick, do
- * not call back. */
+/* Tells of each new phase and each round (SNAP_MIGRATION_ACTIVE again); of nothing more after COMPLETED, FAILED or
+ * CANCELLED. In the migration's thread: be quick, do not call back. */
 typedef void (*SnapMigrationFunc)(SnapMigrationPhase phase, uint64_t round, void *opaque);
 
 /*
@@ -792,8 +794,18 @@ gboolean snap_outgoing_reclaim(SnapOutgoing *outgoing, GError **error);
  * none, or one-way, or over, or the guest has no hand_over. Thread: any. */
 gboolean snap_outgoing_hand_over(SnapOutgoing *outgoing, GError **error);
 
-/** snap_outgoing_set_limits: they hold at once. @limits: (borrow). Thread: any. */
-void snap_outgoing_set_limits(SnapOutgoing *outgoing, const SnapMigrationLimits *limits);
+/**
+ * snap_outgoing_mark_dirty: tell of a write that page tables do not see (a device's, another process's), so that
+ * it is sent. After the write, and for the last ones before pause(STOP) returns.
+ * @address, @length_bytes: in the guest's process; widened to whole pages. What is not logged is passed over:
+ * before the first copy begins nothing is, as all is sent. Thread: any; it may wait for a collection that is under
+ * way.
+ */
+void snap_outgoing_mark_dirty(SnapOutgoing *outgoing, uint64_t address, uint64_t length_bytes);
+
+/** snap_outgoing_set_limits: they hold at once. @limits: (borrow). Errors: REFUSED, a dirty limit, and the guest
+ * has no throttle; those of before hold. Thread: any. */
+gboolean snap_outgoing_set_limits(SnapOutgoing *outgoing, const SnapMigrationLimits *limits, GError **error);
 
 /** snap_outgoing_get_stats: @ret_stats: (out). Never blocks on I/O. Thread: any. */
 void snap_outgoing_get_stats(SnapOutgoing *outgoing, SnapMigrationStats *ret_stats);
@@ -816,6 +828,7 @@ typedef struct {
     uint64_t silence_ms;   /* 0: what the source says */
     const char *image_dir; /* without a guest: a folder, in which each epoch is an image "000001"…, each a child of
                               the one before */
+    guint image_keep; /* so many of them; what is older is merged into the oldest (snap_image_fold()). 0: all */
 } SnapIncomingOptions;
 
 /**
@@ -839,17 +852,20 @@ gboolean snap_incoming_wait(SnapIncoming *incoming, int timeout_ms, GError **err
 gboolean snap_incoming_cancel(SnapIncoming *incoming, GError **error);
 
 /** snap_incoming_recover: listen again, in UNCONNECTED; or in COMPLETED, for a source that lost its connection
- * before it heard of that. @uri: (borrow). Looking a name up may take a while. Errors: REFUSED, no connection was
- * lost; for @uri those of snap_incoming_start(). Thread: any. */
+ * before it heard of that. @uri: (borrow); of fd: the descriptor is taken in any case. Waits at most 0.1 s for a
+ * name; what takes longer goes on, and where it fails it is in UNCONNECTED, or COMPLETED, as before. Errors:
+ * REFUSED, no connection was lost; for @uri those of snap_incoming_start() but TIMED_OUT. Thread: any. */
 gboolean snap_incoming_recover(SnapIncoming *incoming, const char *uri, GError **error);
 
 /**
- * snap_incoming_promote: a standby becomes the guest: what has come of an unfinished epoch is dropped, and it is
- * started as it was at the last one. The caller vouches that the source does not run it any more. Returns when it
- * was asked for; snap_incoming_wait() tells how it went.
- * @force: although the source is connected, and so most likely runs it: it is to be ended by other means.
- * Errors: REFUSED, it is not a standby, or no epoch is complete, or without @force the source is connected.
- * Thread: any.
+ * snap_incoming_promote: run the guest here without its source. A standby: what has come of an unfinished epoch is
+ * dropped, and it is started as it was at the last one. A guest that was being moved, of which all is here, and
+ * whose source was lost before it let go of it (UNCONNECTED since DEVICE, or RECOVER): it is started as it came.
+ * The caller vouches that the source does not run it and never will. Returns when it was asked for;
+ * snap_incoming_wait() tells how it went.
+ * @force: of a standby, although the source is connected, and so most likely runs it: it is to be ended by other
+ * means. Errors: REFUSED, it is neither, or no epoch is complete, or pages are missing (post-copy), or without
+ * @force the source is connected. Thread: any.
  */
 gboolean snap_incoming_promote(SnapIncoming *incoming, gboolean force, GError **error);
 

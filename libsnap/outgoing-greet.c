@@ -51,12 +51,20 @@ static gboolean send_regions(SnapOutgoing *outgoing, GError **error) {
                                     .host_address = region->host_address,
                                     .name = region->name,
                                     .name_bytes = (uint16_t)strlen(region->name)};
-        if (!snap_outgoing_send(outgoing, SNAP_WIRE_REGION, 0, body, snap_wire_encode_region(&announced, body),
+        uint16_t flags = snap_outgoing_source(outgoing, i)->kept ? SNAP_WIRE_KEPT : 0;
+        if (!snap_outgoing_send(outgoing, SNAP_WIRE_REGION, flags, body, snap_wire_encode_region(&announced, body),
                                 error)) {
             return FALSE;
         }
     }
     return TRUE;
+}
+
+gboolean snap_outgoing_send_layout(SnapOutgoing *outgoing, GError **error) {
+    uint8_t body[16];
+    uint32_t body_bytes = snap_wire_encode_number(outgoing->sources->len, body);
+    return snap_outgoing_send(outgoing, SNAP_WIRE_LAYOUT, 0, body, body_bytes, error) &&
+           send_regions(outgoing, error);
 }
 
 static gboolean check_welcome(const SnapOutgoing *outgoing, const SnapLane *lane, const SnapWireWelcome *welcome,

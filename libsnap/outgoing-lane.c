@@ -21,13 +21,19 @@ static uint64_t staging_bytes(const SnapOutgoing *outgoing) {
 }
 
 void snap_lane_init(SnapLane *lane, SnapOutgoing *outgoing, uint32_t number) {
-    uint64_t bytes = staging_bytes(outgoing);
     *lane = (SnapLane){.outgoing = outgoing, .number = number};
     snap_lock_init(&lane->lock);
-    lane->staging = g_malloc(bytes);
     if (outgoing->options.compress == SNAP_COMPRESS_ZSTD) {
-        lane->packed = g_malloc(bytes);
         lane->zstd = ZSTD_createCCtx();
+    }
+    snap_lane_fit(lane);
+}
+
+void snap_lane_fit(SnapLane *lane) {
+    uint64_t bytes = staging_bytes(lane->outgoing);
+    lane->staging = g_realloc(lane->staging, bytes);
+    if (lane->zstd) {
+        lane->packed = g_realloc(lane->packed, bytes);
     }
 }
 
@@ -127,10 +133,26 @@ static gboolean send_pages(SnapLane *lane, SnapPosition place, uint64_t mask, ui
     return TRUE;
 }
 
+/* A guest that runs, and may map and unmap as it likes: what it has now is looked at when it stands. */
+static bool may_skip(const SnapOutgoing *outgoing) {
+    return outgoing->options.epoch_ms && outgoing->n_lanes == 1 && !outgoing->paused;
+}
+
 gboolean snap_lane_send(SnapLane *lane, SnapPosition place, uint64_t mask, GError **error) {
+    SnapOutgoing *outgoing = lane->outgoing;
     uint64_t zero;
-    return snap_outgoing_read(lane->outgoing, place, mask, lane->staging, &zero, error) &&
-           send_pages(lane, place, mask, zero, lane->staging, error);
+    GError *failure = NULL;
+    if (snap_outgoing_read(outgoing, place, mask, lane->staging, &zero, &failure)) {
+        return send_pages(lane, place, mask, zero, lane->staging, error);
+    }
+    if (may_skip(outgoing) && g_error_matches(failure, SNAP_ERROR, SNAP_ERROR_NOT_FOUND)) {
+        SnapKeptChunk skipped = {.place = place, .mask = mask};
+        g_array_append_val(outgoing->skipped, skipped);
+        g_error_free(failure);
+        return TRUE;
+    }
+    g_propagate_error(error, failure);
+    return FALSE;
 }
 
 gboolean snap_lane_send_kept(SnapLane *lane, SnapPosition place, uint64_t mask, uint8_t *pages, GError **error) {

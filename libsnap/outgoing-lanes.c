@@ -208,6 +208,16 @@ static void join_others(SnapOutgoing *outgoing) {
     snap_unlock(&outgoing->lock);
 }
 
+/* They are still to be sent. */
+static void put_skipped_back(SnapOutgoing *outgoing) {
+    for (guint i = 0; i < outgoing->skipped->len; i++) {
+        const SnapKeptChunk *skipped = &g_array_index(outgoing->skipped, SnapKeptChunk, i);
+        snap_pageset_add(&snap_outgoing_source(outgoing, skipped->place.region)->pages, skipped->place.chunk,
+                         skipped->mask);
+    }
+    g_array_set_size(outgoing->skipped, 0);
+}
+
 gboolean snap_outgoing_sweep(SnapOutgoing *outgoing, GError **error) {
     snap_lock(&outgoing->lock);
     outgoing->busy = outgoing->n_lanes;
@@ -216,6 +226,7 @@ gboolean snap_outgoing_sweep(SnapOutgoing *outgoing, GError **error) {
     snap_unlock(&outgoing->lock);
     work(&outgoing->lanes[0]);
     join_others(outgoing);
+    put_skipped_back(outgoing);
     if (!outgoing->lane_error) {
         return TRUE;
     }

@@ -5,7 +5,8 @@
  * may be not. Both were written after they had been taken out of the set, so the log has them, and they are sent
  * again.
  *
- * Failure modes: what is not mapped any more cannot be read, by name; the guest is gone.
+ * Failure modes: nothing is mapped there (NOT_FOUND); the guest is gone. Where it stands, and the page belongs to
+ * a mapping, that is one behind the end of its file, which the guest cannot read either: zeros.
  */
 #include "outgoing.h"
 
@@ -38,6 +39,23 @@ uint64_t snap_outgoing_drop_zeros(uint8_t *pages, uint64_t page_bytes, uint64_t 
     return zero;
 }
 
+/* @n pages, of which some cannot be read. */
+static int read_single(const SnapOutgoing *outgoing, const SnapRegion *region, uint64_t offset, uint8_t *ret_pages,
+                       unsigned n) {
+    int result = 0;
+    for (unsigned i = 0; i < n && result == 0; i++) {
+        result = snap_memory_read(&outgoing->reader, region, offset, region->host_address + offset, ret_pages,
+                                  region->page_bytes);
+        if (result == -EFAULT) {
+            memset(ret_pages, 0, region->page_bytes);
+            result = 0;
+        }
+        offset += region->page_bytes;
+        ret_pages += region->page_bytes;
+    }
+    return result;
+}
+
 static int read_runs(const SnapOutgoing *outgoing, const SnapRegion *region, uint64_t chunk, uint64_t mask,
                      uint8_t *ret_pages) {
     unsigned first, n;
@@ -46,6 +64,9 @@ static int read_runs(const SnapOutgoing *outgoing, const SnapRegion *region, uin
         uint64_t offset = (chunk * SNAP_CHUNK_PAGES + first) * region->page_bytes, length = n * region->page_bytes;
         result =
             snap_memory_read(&outgoing->reader, region, offset, region->host_address + offset, ret_pages, length);
+        if (result == -EFAULT && outgoing->paused) {
+            result = read_single(outgoing, region, offset, ret_pages, n);
+        }
         ret_pages += length;
     }
     return result;
@@ -56,6 +77,9 @@ static gboolean fail_to_read(const SnapOutgoing *outgoing, const SnapRegion *reg
     if (result == -ESRCH) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "process %d: the guest ended",
                     snap_guest_pid(outgoing->guest));
+    } else if (result == -EFAULT) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_FOUND, "%s: nothing is mapped at page %" G_GUINT64_FORMAT,
+                    region->name, (guint64)(place.chunk * SNAP_CHUNK_PAGES));
     } else {
         snap_set_errno(error, -result, "%s: cannot be read at page %" G_GUINT64_FORMAT, region->name,
                        (guint64)(place.chunk * SNAP_CHUNK_PAGES));

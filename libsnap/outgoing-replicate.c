@@ -5,6 +5,10 @@
  * and it runs on. Then the copy is sent, with the device state, and END; READY says that it is in force there. The
  * pause is what the guest pays: nothing is sent, hashed or compressed in it.
  *
+ * A process maps and unmaps as it likes: where its memory is laid out differently in the pause, the epoch begins
+ * with the new layout. What a new mapping holds is sent as well; where that is much, while the guest runs on, and
+ * another pause follows.
+ *
  * The last one, where the guest is handed over, is a switch-over like any other.
  *
  * Failure modes: whatever fails ends the replication, and the guest runs on. What the other side has is the last
@@ -15,6 +19,10 @@
 #include "chunk.h"
 
 #include <sys/mman.h>
+
+/* New memory that is copied in the pause; more of it is sent while the guest runs. And how often, before the guest
+ * has to stand for it. */
+enum { NEW_MOST_BYTES = 4 << 20, NEW_TIMES = 3 };
 
 /* Pages of one epoch. It stays as large as it ever had to be, so that a pause does not wait for memory. */
 typedef struct {
@@ -68,9 +76,6 @@ static gboolean copy_source(SnapOutgoing *outgoing, guint number, Buffer *buffer
 
 /* The guest stands. */
 static gboolean copy_all(SnapOutgoing *outgoing, Buffer *buffer, GError **error) {
-    if (!snap_outgoing_check_regions(outgoing, error) || !snap_outgoing_collect(outgoing, true, NULL, error)) {
-        return FALSE;
-    }
     g_array_set_size(buffer->chunks, 0);
     buffer->used_bytes = 0;
     if (!buffer_grow(buffer, snap_outgoing_remaining(outgoing), error)) {
@@ -84,12 +89,49 @@ static gboolean copy_all(SnapOutgoing *outgoing, Buffer *buffer, GError **error)
     return TRUE;
 }
 
+/* What is to be copied of memory that the other side has nothing of. */
+static uint64_t new_bytes(const SnapOutgoing *outgoing) {
+    uint64_t bytes = 0;
+    for (guint i = 0; i < outgoing->sources->len; i++) {
+        const SnapSource *source = snap_outgoing_source(outgoing, i);
+        bytes += source->kept ? 0 : snap_pageset_count(&source->pages) * source->area->region->page_bytes;
+    }
+    return bytes;
+}
+
+/* What a pause has come to. */
+typedef struct {
+    bool may_delay; /* (in) */
+    bool changed;   /* the layout is another one, and is to be announced */
+    bool delayed;   /* nothing was copied: too much of it is new */
+} Pause;
+
+static gboolean pause_for_epoch(SnapOutgoing *outgoing, Buffer *buffer, Pause *pause, GError **error) {
+    if (!snap_outgoing_get_ready(outgoing, error) || !snap_outgoing_stop_guest(outgoing, error) ||
+        !snap_outgoing_collect(outgoing, true, NULL, error) ||
+        !snap_outgoing_update_layout(outgoing, &pause->changed, error)) {
+        return FALSE;
+    }
+    pause->delayed = pause->may_delay && pause->changed && new_bytes(outgoing) > NEW_MOST_BYTES;
+    return pause->delayed || copy_all(outgoing, buffer, error);
+}
+
 static gboolean take_epoch(SnapOutgoing *outgoing, Buffer *buffer, uint64_t *ret_pause_ns, GError **error) {
-    gboolean taken = snap_outgoing_get_ready(outgoing, error) && snap_outgoing_stop_guest(outgoing, error) &&
-                     copy_all(outgoing, buffer, error);
-    gboolean resumed = snap_outgoing_resume_guest(outgoing, NULL, taken ? error : NULL);
-    *ret_pause_ns = snap_now_ns() - outgoing->stop_ns;
-    return taken && resumed;
+    for (unsigned times = 0;; times++) {
+        Pause pause = {.may_delay = times < NEW_TIMES};
+        gboolean taken = pause_for_epoch(outgoing, buffer, &pause, error);
+        gboolean resumed = snap_outgoing_resume_guest(outgoing, NULL, taken ? error : NULL);
+        *ret_pause_ns = snap_now_ns() - outgoing->stop_ns;
+        if (!taken || !resumed || (pause.changed && !snap_outgoing_send_layout(outgoing, error))) {
+            return FALSE;
+        }
+        if (!pause.delayed) {
+            return TRUE;
+        }
+        if (!snap_outgoing_sweep(outgoing, error)) {
+            return FALSE;
+        }
+    }
 }
 
 static gboolean send_epoch(SnapOutgoing *outgoing, const Buffer *buffer, uint64_t epoch, GError **error) {

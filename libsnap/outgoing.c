@@ -72,7 +72,10 @@ static void release(SnapOutgoing *outgoing) {
     snap_outgoing_stop_answering(outgoing);
     snap_outgoing_stop_lanes(outgoing);
     snap_outgoing_disconnect(outgoing);
-    g_clear_pointer(&outgoing->tracker, snap_tracker_free);
+    snap_lock(&outgoing->lock);
+    SnapTracker *tracker = g_steal_pointer(&outgoing->tracker);
+    snap_unlock(&outgoing->lock);
+    snap_tracker_free(tracker);
     snap_outgoing_forget_regions(outgoing);
 }
 
@@ -107,6 +110,59 @@ static gpointer run(gpointer data) {
     return NULL;
 }
 
+void snap_outgoing_mark_dirty(SnapOutgoing *outgoing, uint64_t address, uint64_t length_bytes) {
+    snap_lock(&outgoing->lock);
+    if (outgoing->tracker) {
+        snap_tracker_mark_dirty(outgoing->tracker, address, length_bytes);
+    }
+    snap_unlock(&outgoing->lock);
+}
+
+/* ---- limits ---------------------------------------------------------------------------------------------- */
+
+static gboolean fail_refused(GError **error, const char *text) {
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "%s", text);
+    return FALSE;
+}
+
+static bool can_throttle(const SnapGuest *guest) {
+    return guest->move_ops && guest->move_ops->throttle;
+}
+
+static gboolean check_limits(const SnapGuest *guest, const SnapMigrationLimits *limits, GError **error) {
+    if (!limits->dirty_limit_bytes || can_throttle(guest)) {
+        return TRUE;
+    }
+    return fail_refused(error, "a dirty limit is not for this guest: it has no way to be throttled");
+}
+
+/* None in the pause: every byte that waits there, the guest waits for. */
+void snap_outgoing_apply_limit_locked(SnapOutgoing *outgoing) {
+    const SnapMigrationLimits *limits = &outgoing->limits;
+    int part = g_atomic_int_get(&outgoing->part);
+    snap_pace_set(&outgoing->pace, part == SNAP_PART_PRECOPY    ? limits->max_bandwidth_bytes
+                                   : part == SNAP_PART_POSTCOPY ? limits->max_postcopy_bandwidth_bytes
+                                                                : 0);
+}
+
+static void put_limits(SnapOutgoing *outgoing, const SnapMigrationLimits *limits) {
+    snap_lock(&outgoing->lock);
+    outgoing->limits = *limits;
+    if (!limits->downtime_limit_ms) {
+        outgoing->limits.downtime_limit_ms = DEFAULT_DOWNTIME_MS;
+    }
+    snap_outgoing_apply_limit_locked(outgoing);
+    snap_unlock(&outgoing->lock);
+}
+
+gboolean snap_outgoing_set_limits(SnapOutgoing *outgoing, const SnapMigrationLimits *limits, GError **error) {
+    if (!check_limits(outgoing->guest, limits, error)) {
+        return FALSE;
+    }
+    put_limits(outgoing, limits);
+    return TRUE;
+}
+
 /* ---- start ----------------------------------------------------------------------------------------------- */
 
 static gboolean fail_usage(GError **error, const char *text) {
@@ -133,6 +189,9 @@ static gboolean check_options(const SnapOutgoingOptions *options, GError **error
     if (options->epoch_ms > EPOCH_MAX_MS) {
         return fail_usage(error, "an epoch takes at most a day");
     }
+    if (!options->epoch_ms && options->region_glob) {
+        return fail_usage(error, "all regions of a guest are moved");
+    }
     if (options->epoch_ms && options->may_postcopy) {
         return fail_usage(error, "a replication cannot go over to post-copy");
     }
@@ -148,11 +207,6 @@ static gboolean check_transport(const SnapTransport *transport, const SnapOutgoi
     return TRUE;
 }
 
-static gboolean fail_refused(GError **error, const char *text) {
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "%s", text);
-    return FALSE;
-}
-
 static gboolean check_guest(const SnapGuest *guest, const SnapOutgoingOptions *options, GError **error) {
     if (!options->epoch_ms && (!guest->move_ops || !guest->move_ops->hand_over)) {
         return fail_refused(error, "this guest cannot be moved");
@@ -160,16 +214,16 @@ static gboolean check_guest(const SnapGuest *guest, const SnapOutgoingOptions *o
     if (guest->tracker) {
         return fail_refused(error, "the guest's writes are logged by somebody else, or it is being moved");
     }
-    bool throttles = options->auto_converge || options->limits.dirty_limit_bytes;
-    if (throttles && (!guest->move_ops || !guest->move_ops->throttle)) {
-        return fail_refused(error, "this guest cannot be throttled");
+    if (options->auto_converge && !can_throttle(guest)) {
+        return fail_refused(error, "auto-converge is not for this guest: it has no way to be throttled");
     }
-    return TRUE;
+    return check_limits(guest, &options->limits, error);
 }
 
 static SnapOutgoingOptions with_defaults(const SnapOutgoingOptions *given) {
     SnapOutgoingOptions options = *given;
     options.uri = NULL; /* the transport has it */
+    options.region_glob = NULL;
     options.n_channels = MAX(options.n_channels, 1);
     options.compress_level = MAX(options.compress_level, 1);
     options.throttle_max = options.throttle_max ? options.throttle_max : DEFAULT_THROTTLE_MAX;
@@ -186,10 +240,12 @@ static SnapOutgoing *outgoing_new(SnapGuest *guest, const SnapOutgoingOptions *o
     outgoing->guest = guest;
     outgoing->options = with_defaults(options);
     outgoing->transport = transport;
+    outgoing->glob = options->region_glob ? g_pattern_spec_new(options->region_glob) : NULL;
     outgoing->one_way = snap_transport_is_one_way(transport);
     outgoing->start_ns = snap_now_ns();
     outgoing->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     outgoing->channels = g_ptr_array_new();
+    outgoing->skipped = g_array_new(FALSE, FALSE, sizeof(SnapKeptChunk));
     outgoing->body = g_malloc(SNAP_WIRE_MAX_BODY_BYTES);
     outgoing->pagemap = -1;
     outgoing->stats.page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
@@ -197,7 +253,7 @@ static SnapOutgoing *outgoing_new(SnapGuest *guest, const SnapOutgoingOptions *o
     snap_cond_init(&outgoing->changed);
     snap_pace_init(&outgoing->pace);
     g_assert(getrandom(&outgoing->id, sizeof outgoing->id, 0) == sizeof outgoing->id);
-    snap_outgoing_set_limits(outgoing, &options->limits);
+    put_limits(outgoing, &options->limits);
     return outgoing;
 }
 
@@ -215,7 +271,7 @@ SnapOutgoing *snap_outgoing_start(SnapGuest *guest, const SnapOutgoingOptions *o
     SnapOutgoing *outgoing = outgoing_new(guest, options, g_steal_pointer(&transport));
     outgoing->func = func;
     outgoing->opaque = opaque;
-    outgoing->tracker = snap_tracker_new(guest, NULL); /* the guest is taken from now on */
+    outgoing->tracker = snap_tracker_new(guest, options->region_glob); /* the guest is taken from now on */
     outgoing->thread = g_thread_new("snap-outgoing", run, outgoing);
     return outgoing;
 }
@@ -358,25 +414,6 @@ gboolean snap_outgoing_reclaim(SnapOutgoing *outgoing, GError **error) {
     return done;
 }
 
-/* None in the pause: every byte that waits there, the guest waits for. */
-void snap_outgoing_apply_limit_locked(SnapOutgoing *outgoing) {
-    const SnapMigrationLimits *limits = &outgoing->limits;
-    int part = g_atomic_int_get(&outgoing->part);
-    snap_pace_set(&outgoing->pace, part == SNAP_PART_PRECOPY    ? limits->max_bandwidth_bytes
-                                   : part == SNAP_PART_POSTCOPY ? limits->max_postcopy_bandwidth_bytes
-                                                                : 0);
-}
-
-void snap_outgoing_set_limits(SnapOutgoing *outgoing, const SnapMigrationLimits *limits) {
-    snap_lock(&outgoing->lock);
-    outgoing->limits = *limits;
-    if (!limits->downtime_limit_ms) {
-        outgoing->limits.downtime_limit_ms = DEFAULT_DOWNTIME_MS;
-    }
-    snap_outgoing_apply_limit_locked(outgoing);
-    snap_unlock(&outgoing->lock);
-}
-
 /* ---- free ------------------------------------------------------------------------------------------------ */
 
 void snap_outgoing_free(SnapOutgoing *outgoing) {
@@ -395,6 +432,8 @@ void snap_outgoing_free(SnapOutgoing *outgoing) {
     snap_transport_free(outgoing->wishes.transport);
     g_clear_error(&outgoing->error);
     g_ptr_array_unref(outgoing->channels);
+    g_clear_pointer(&outgoing->glob, g_pattern_spec_free);
+    g_array_unref(outgoing->skipped);
     g_free(outgoing->body);
     snap_pace_clear(&outgoing->pace);
     snap_cond_clear(&outgoing->changed);

@@ -7,7 +7,8 @@
  *     outgoing-link.c       connections, records in both directions, silence
  *     outgoing-greet.c      HELLO, REGION, WELCOME
  *     outgoing-alive.c      saying that we live
- *     outgoing-memory.c     the guest's regions, its log, and which pages are still to be sent (pageset.h)
+ *     outgoing-layout.c     the guest's regions, as they were announced, and as they are now
+ *     outgoing-memory.c     its log, and which pages are still to be sent (pageset.h)
  *     outgoing-read.c       pages, out of the guest
  *     outgoing-lane.c       a lane: one channel, and what sends chunks on it
  *     outgoing-lanes.c      all of them at work
@@ -58,6 +59,8 @@ typedef struct {
     SnapArea *area;    /* owned; its region is the one that was announced */
     SnapPageSet pages; /* still to be sent */
     bool direct;       /* memory of this process: it is read by memcpy() */
+    bool kept;         /* it was in the layout before this one: the other side has the rest of it */
+    uint64_t serial;   /* of the mapping, for the log; 0: it is not in it */
 } SnapSource;
 
 /* A chunk. */
@@ -106,7 +109,8 @@ typedef struct {
 struct SnapOutgoing {
     /* set before start */
     SnapGuest *guest;
-    SnapOutgoingOptions options; /* with defaults put in; its limits are under the lock */
+    SnapOutgoingOptions options; /* with defaults put in, without text; its limits are under the lock */
+    GPatternSpec *glob;          /* (nullable) which regions */
     SnapMigrationFunc func;
     void *opaque;
     SnapWireId id;
@@ -159,16 +163,17 @@ struct SnapOutgoing {
     guint last_source;  /* that the log spoke of */
     SnapMemoryReader reader;
     int pagemap;
-    SnapTracker *tracker;
-    uint64_t late_bytes; /* of SNAP_MEMORY_COPIED, which is sent in the pause */
+    SnapTracker *tracker; /* goes under the lock */
+    uint64_t late_bytes;  /* of SNAP_MEMORY_COPIED, which is sent in the pause */
     SnapLane lanes[SNAP_WIRE_MAX_CHANNELS];
     guint n_lanes;
     SnapLane urgent;
     const GArray *kept; /* (nullable) of SnapKeptChunk: lanes send these instead */
     uint8_t *kept_bytes;
-    bool greeted;   /* WELCOME has come */
-    GThread *alive; /* (nullable) */
-    uint8_t *body;  /* of the record received last */
+    GArray *skipped; /* of SnapKeptChunk: what could not be read while the guest ran */
+    bool greeted;    /* WELCOME has come */
+    GThread *alive;  /* (nullable) */
+    uint8_t *body;   /* of the record received last */
     int64_t looked_us;
     SnapConverge converge;
     bool paused;
@@ -242,6 +247,8 @@ gboolean snap_outgoing_fail_content(SnapWireType type, const char *wrong, GError
 
 /* Connect main and data channels, and greet. @resume: it was connected before. */
 gboolean snap_outgoing_connect(SnapOutgoing *outgoing, bool resume, SnapWireWelcome *ret_welcome, GError **error);
+/* LAYOUT: sources are others than those announced before. */
+gboolean snap_outgoing_send_layout(SnapOutgoing *outgoing, GError **error);
 /* And the urgent one, if there is to be one. */
 gboolean snap_outgoing_connect_urgent(SnapOutgoing *outgoing, bool resume, GError **error);
 
@@ -252,13 +259,31 @@ uint64_t snap_outgoing_alive_ms(const SnapOutgoing *outgoing);
 void snap_outgoing_start_alive(SnapOutgoing *outgoing);
 void snap_outgoing_stop_alive(SnapOutgoing *outgoing);
 
-/* ---- outgoing-memory.c ----------------------------------------------------------------------------------- */
+/* ---- outgoing-layout.c ----------------------------------------------------------------------------------- */
 
 /* What the guest has; before it is announced. Errors: REFUSED; the guest's. */
 gboolean snap_outgoing_list(SnapOutgoing *outgoing, GError **error);
 /* The guest stands: that it still has just that. Errors: REFUSED. */
 gboolean snap_outgoing_check_regions(SnapOutgoing *outgoing, GError **error);
+/* The log has begun: remember which mappings these are. */
+void snap_outgoing_note_serials(SnapOutgoing *outgoing);
+/*
+ * The guest stands, and the log has been collected: sources are what it has now; what is new of it is to be sent.
+ * *ret_changed: it has to be announced again. Errors: REFUSED, on several channels that cannot be.
+ */
+gboolean snap_outgoing_update_layout(SnapOutgoing *outgoing, bool *ret_changed, GError **error);
 void snap_outgoing_forget_regions(SnapOutgoing *outgoing);
+/* The source that begins at @address; NULL: none does. Thread: the job's. */
+SnapSource *snap_outgoing_find_source(SnapOutgoing *outgoing, uint64_t address);
+
+/* ---- outgoing-memory.c ----------------------------------------------------------------------------------- */
+
+/* Whether it is sent in the pause only: it may be written in ways that the log does not see. */
+static inline bool snap_source_is_late(const SnapSource *source) {
+    return source->area->region->memory == SNAP_MEMORY_COPIED;
+}
+/* All that @source holds is to be sent; what is late, only where the guest stands (@last). */
+gboolean snap_outgoing_add_source(SnapOutgoing *outgoing, SnapSource *source, bool last, GError **error);
 
 /* The log begins, and everything that holds data is to be sent. */
 gboolean snap_outgoing_begin_log(SnapOutgoing *outgoing, GError **error);
@@ -269,7 +294,8 @@ uint64_t snap_outgoing_remaining(const SnapOutgoing *outgoing);
 
 /* ---- outgoing-read.c ------------------------------------------------------------------------------------- */
 
-/* The pages of @mask one behind the other, without those that are zeros: @ret_zero. Thread: any. */
+/* The pages of @mask one behind the other, without those that are zeros: @ret_zero. Thread: any. NOT_FOUND: there
+ * are none. */
 gboolean snap_outgoing_read(const SnapOutgoing *outgoing, SnapPosition place, uint64_t mask, uint8_t *ret_pages,
                             uint64_t *ret_zero, GError **error);
 /* With zeros and all: as quick as can be. */
@@ -282,6 +308,8 @@ uint64_t snap_outgoing_drop_zeros(uint8_t *pages, uint64_t page_bytes, uint64_t 
 
 void snap_lane_init(SnapLane *lane, SnapOutgoing *outgoing, uint32_t number);
 void snap_lane_clear(SnapLane *lane);
+/* The guest's memory is laid out differently now. */
+void snap_lane_fit(SnapLane *lane);
 /* Read @mask of the chunk, and send it. */
 gboolean snap_lane_send(SnapLane *lane, SnapPosition place, uint64_t mask, GError **error);
 /* The same of what was read before: @pages, one behind the other. */

@@ -64,6 +64,7 @@ static gboolean take_up(SnapTracker *tracker, SnapRegion *region, bool listed, u
         take = SNAP_TAKE_DIRTY;
     }
     SnapTracked *tracked = tracked_new(region, listed);
+    tracked->serial = ++tracker->n_taken;
     g_ptr_array_insert(tracker->areas, (gint)at, tracked);
     GError *failure = NULL;
     if (snap_engine_add(tracker, tracked, register_start, register_end, take, &failure)) {
@@ -131,6 +132,15 @@ static gboolean list(SnapTracker *tracker, SnapTake take, GError **error) SNAP_R
         }
     }
     return TRUE;
+}
+
+uint64_t snap_tracker_serial(SnapTracker *tracker, const SnapRegion *region) {
+    snap_lock(&tracker->lock);
+    guint at = snap_regions_find(tracker, region->host_address);
+    const SnapTracked *tracked = is_known(tracker, region) ? snap_tracker_area(tracker, at) : NULL;
+    uint64_t serial = tracked ? tracked->serial : 0;
+    snap_unlock(&tracker->lock);
+    return serial;
 }
 
 /* Return: 0 or -errno. */

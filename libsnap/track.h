@@ -22,9 +22,10 @@
 /* One area that is logged. */
 typedef struct {
     SnapRegion *region; /* owned */
-    SnapArea *area; /* ASYNC: owned; SYNC: the engine's; NULL: cannot be protected, all of it is always dirty */
-    SnapView own;   /* what snap_tracker_collect() has to tell and has not */
-    bool listed;    /* one of the guest's regions; else only some watch's range */
+    SnapArea *area;  /* ASYNC: owned; SYNC: the engine's; NULL: cannot be protected, all of it is always dirty */
+    SnapView own;    /* what snap_tracker_collect() has to tell and has not */
+    bool listed;     /* one of the guest's regions; else only some watch's range */
+    uint64_t serial; /* of all that were ever taken up */
 } SnapTracked;
 
 struct SnapTracker {
@@ -43,6 +44,7 @@ struct SnapTracker {
     bool round_due;     /* SYNC: nothing was protected again since this call began */
     GPtrArray *areas;   /* of SnapTracked, by address */
     GPtrArray *watches; /* of SnapWatch, borrowed */
+    uint64_t n_taken;   /* areas ever taken up */
     uint64_t maps_hash; /* of the guest's /proc/PID/maps when regions were listed last */
 };
 
@@ -112,6 +114,13 @@ void snap_regions_drop_unwatched(SnapTracker *tracker) SNAP_REQUIRES(tracker->lo
 
 /* Index of the first area that ends behind @address. */
 guint snap_regions_find(const SnapTracker *tracker, uint64_t address);
+
+/*
+ * Which mapping @region is: a number that is another one where it was unmapped, mapped anew or changed since a
+ * collection before, and so what it holds has no more to do with what it held. 0: it is not logged. Up to date as
+ * of the last collection.
+ */
+uint64_t snap_tracker_serial(SnapTracker *tracker, const SnapRegion *region) SNAP_EXCLUDES(tracker->lock);
 
 /* See that areas cover [start, end). Errors: as of snap_watch_new(). */
 gboolean snap_regions_cover(SnapTracker *tracker, uint64_t start, uint64_t end, uint64_t *ret_granule_bytes,

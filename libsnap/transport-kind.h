@@ -13,6 +13,8 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 
+typedef struct SnapLookup SnapLookup;
+
 typedef struct {
     const char *prefix; /* with the colon */
     bool one_way;
@@ -43,11 +45,12 @@ struct SnapTransport {
     int stopped; /* atomic */
 
     /* the thread that uses it */
-    bool used;      /* kinds that have one connection: it was handed out */
-    int fd;         /* what listens, or is not handed out yet; of a file that is written, to fsync it; -1 */
-    pid_t child;    /* exec: */
-    char *made;     /* a socket, or a file, that is to be removed; NULL: nothing */
-    dev_t made_dev; /* that it is still the one that was made */
+    bool used;          /* kinds that have one connection: it was handed out */
+    SnapLookup *lookup; /* (nullable) tcp: of the name to listen at, which it does not yet */
+    int fd;             /* what listens, or is not handed out yet; of a file that is written, to fsync it; -1 */
+    pid_t child;        /* exec: */
+    char *made;         /* a socket, or a file, that is to be removed; NULL: nothing */
+    dev_t made_dev;     /* that it is still the one that was made */
     ino_t made_ino;
 };
 
@@ -56,6 +59,11 @@ int snap_transport_wait(const SnapTransport *transport, int fd, short events, in
 
 /* Set *error to @errnum: ECANCELED is CANCELLED, ETIMEDOUT TIMED_OUT, anything else IO. Always FALSE. */
 gboolean snap_transport_fail(const SnapTransport *transport, int errnum, GError **error);
+
+/* ---- transport-tcp.c ------------------------------------------------------------------------------------- */
+
+/* The rest of SnapTransportKind.open, where there is a lookup; after TIMED_OUT there still is. */
+gboolean snap_tcp_listen(SnapTransport *transport, int64_t deadline_us, GError **error);
 
 /* ---- transport-socket.c ---------------------------------------------------------------------------------- */
 

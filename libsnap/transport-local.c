@@ -203,9 +203,16 @@ static int sync_folder_of(const char *path) {
     return rc;
 }
 
+/* It has its name: what was written since is kept as well. */
+static gboolean keep_more(SnapTransport *transport, GError **error) {
+    if (transport->fd < 0 || fdatasync(transport->fd) == 0)
+        return TRUE;
+    return snap_transport_fail(transport, errno, error);
+}
+
 static gboolean keep_file(SnapTransport *transport, GError **error) {
     if (!transport->made)
-        return TRUE;
+        return keep_more(transport, error);
     if (fsync(transport->fd) < 0 || rename(transport->made, transport->address) < 0)
         return snap_transport_fail(transport, errno, error);
     g_clear_pointer(&transport->made, g_free);

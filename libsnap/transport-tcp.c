@@ -3,7 +3,8 @@
  *
  * Happy path: the name is looked up, and its addresses are tried in the order in which they come: to listen at the
  * first that can be listened at, to connect to the first that answers. Failure modes: the last one's error is
- * told. A destination with port 0 gets one from the system, and its URI says which.
+ * told. A destination with port 0 gets one from the system, and its URI says which. It listens as soon as the name
+ * is found: in new, where it is in figures.
  *
  * Without a host a destination listens at all addresses, and a source connects to this machine.
  */
@@ -17,8 +18,6 @@
 #include <unistd.h>
 
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapLookup, snap_lookup_free)
-
-enum { LISTEN_LOOKUP_MS = 30000 }; /* for the name to listen at */
 
 /* ---- names ----------------------------------------------------------------------------------------------- */
 
@@ -51,20 +50,28 @@ static gboolean check_tcp(const char *address, GError **error) {
 }
 
 /* NULL with *error set. */
-static SnapLookup *look_up(const SnapTransport *transport, int64_t deadline_us, GError **error) {
+static SnapLookup *begin_lookup(const SnapTransport *transport, GError **error) {
     g_autofree char *host = NULL, *port = NULL;
-    const char *wrong = NULL;
     split(transport->address, &host, &port);
-    g_autoptr(SnapLookup) lookup = snap_lookup_new(host, port, !transport->is_source);
-    int rc = lookup ? snap_transport_wait(transport, snap_lookup_fd(lookup), POLLIN, deadline_us) : -errno;
-    if (rc < 0) {
+    SnapLookup *lookup = snap_lookup_new(host, port, !transport->is_source);
+    if (!lookup)
+        snap_transport_fail(transport, errno, error);
+    return lookup;
+}
+
+/* The addresses, when they are known; NULL with *error set. */
+static const struct addrinfo *await(const SnapTransport *transport, SnapLookup *lookup, int64_t deadline_us,
+                                    GError **error) {
+    const char *wrong = NULL;
+    int rc = snap_transport_wait(transport, snap_lookup_fd(lookup), POLLIN, deadline_us);
+    if (rc == -ETIMEDOUT)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT, "%s: the name is not found in time", transport->uri);
+    else if (rc < 0)
         snap_transport_fail(transport, -rc, error);
-        return NULL;
-    }
-    if (snap_lookup_addresses(lookup, &wrong))
-        return g_steal_pointer(&lookup);
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_IO, "%s: %s", transport->uri, wrong);
-    return NULL;
+    const struct addrinfo *addresses = rc == 0 ? snap_lookup_addresses(lookup, &wrong) : NULL;
+    if (rc == 0 && !addresses)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_IO, "%s: %s", transport->uri, wrong);
+    return addresses;
 }
 
 /* ---- listening ------------------------------------------------------------------------------------------- */
@@ -121,20 +128,30 @@ static void tell_port(SnapTransport *transport) {
     transport->address = uri + strlen(transport->kind->prefix);
 }
 
-static gboolean listen_tcp(SnapTransport *transport, GError **error) {
-    if (transport->is_source)
-        return TRUE;
-    int64_t deadline_us = g_get_monotonic_time() + LISTEN_LOOKUP_MS * 1000;
-    g_autoptr(SnapLookup) lookup = look_up(transport, deadline_us, error);
-    const char *wrong = NULL;
-    if (!lookup)
+gboolean snap_tcp_listen(SnapTransport *transport, int64_t deadline_us, GError **error) {
+    const struct addrinfo *addresses = await(transport, transport->lookup, deadline_us, error);
+    if (!addresses)
         return FALSE;
-    int fd = listen_at_one(snap_lookup_addresses(lookup, &wrong));
+    int fd = listen_at_one(addresses);
     if (fd < 0)
         return snap_socket_fail_listen(transport, -fd, error);
     transport->fd = fd;
     tell_port(transport);
+    g_clear_pointer(&transport->lookup, snap_lookup_free);
     return TRUE;
+}
+
+static gboolean open_tcp(SnapTransport *transport, GError **error) {
+    if (transport->is_source)
+        return TRUE;
+    g_autoptr(GError) failure = NULL;
+    transport->lookup = begin_lookup(transport, error);
+    if (!transport->lookup)
+        return FALSE;
+    if (snap_tcp_listen(transport, 0, &failure) || g_error_matches(failure, SNAP_ERROR, SNAP_ERROR_TIMED_OUT))
+        return TRUE;
+    g_propagate_error(error, g_steal_pointer(&failure));
+    return FALSE;
 }
 
 /* ---- connecting ------------------------------------------------------------------------------------------ */
@@ -149,13 +166,12 @@ static int64_t share_of(const struct addrinfo *at, int64_t deadline_us) {
 
 static gboolean connect_tcp(SnapTransport *transport, int64_t deadline_us, int *ret_in, int *ret_out,
                             GError **error) {
-    g_autoptr(SnapLookup) lookup = look_up(transport, deadline_us, error);
-    const char *wrong = NULL;
-    if (!lookup)
-        return FALSE;
+    g_autoptr(SnapLookup) lookup = begin_lookup(transport, error);
+    const struct addrinfo *addresses = lookup ? await(transport, lookup, deadline_us, error) : NULL;
     int fd = -EADDRNOTAVAIL;
-    for (const struct addrinfo *at = snap_lookup_addresses(lookup, &wrong); at && fd < 0 && fd != -ECANCELED;
-         at = at->ai_next)
+    if (!addresses)
+        return FALSE;
+    for (const struct addrinfo *at = addresses; at && fd < 0 && fd != -ECANCELED; at = at->ai_next)
         fd = snap_socket_connect(transport, at->ai_addr, at->ai_addrlen, share_of(at, deadline_us));
     if (fd < 0)
         return snap_socket_fail_connect(transport, -fd, error);
@@ -163,14 +179,14 @@ static gboolean connect_tcp(SnapTransport *transport, int64_t deadline_us, int *
     return TRUE;
 }
 
-static void clear_nothing(SnapTransport *transport) {
-    (void)transport;
+static void forget_lookup(SnapTransport *transport) {
+    snap_lookup_free(transport->lookup);
 }
 
 const SnapTransportKind snap_transport_tcp = {.prefix = "tcp:",
                                               .several = true,
                                               .check = check_tcp,
-                                              .open = listen_tcp,
+                                              .open = open_tcp,
                                               .connect = connect_tcp,
                                               .accept = snap_socket_accept,
-                                              .clear = clear_nothing};
+                                              .clear = forget_lookup};

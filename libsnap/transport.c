@@ -7,12 +7,15 @@
  */
 #include "transport-kind.h"
 
+#include "deadline.h"
+
 #include <errno.h>
-#include <limits.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+enum { LISTEN_MS = 30000 }; /* for the name to listen at */
 
 static const SnapTransportKind *const kinds[] = {&snap_transport_unix, &snap_transport_tcp, &snap_transport_fd,
                                                  &snap_transport_exec, &snap_transport_file};
@@ -61,8 +64,18 @@ SnapTransport *snap_transport_new_source(const char *uri, GError **error) {
     return transport_new(uri, true, error);
 }
 
-SnapTransport *snap_transport_new_destination(const char *uri, GError **error) {
+SnapTransport *snap_transport_prepare_destination(const char *uri, GError **error) {
     return transport_new(uri, false, error);
+}
+
+SnapTransport *snap_transport_new_destination(const char *uri, GError **error) {
+    g_autoptr(SnapTransport) transport = snap_transport_prepare_destination(uri, error);
+    return transport && snap_transport_listen(transport, -1, error) ? g_steal_pointer(&transport) : NULL;
+}
+
+void snap_transport_discard(const char *uri) {
+    if (find_kind(uri, NULL) == &snap_transport_fd)
+        snap_transport_free(transport_new(uri, false, NULL));
 }
 
 void snap_transport_free(SnapTransport *transport) {
@@ -99,21 +112,10 @@ bool snap_transport_can_have_several(const SnapTransport *transport) {
 
 /* ---- waiting --------------------------------------------------------------------------------------------- */
 
-static int64_t deadline_in(int timeout_ms) {
-    return timeout_ms < 0 ? INT64_MAX : g_get_monotonic_time() + (int64_t)timeout_ms * 1000;
-}
-
-static int left_ms(int64_t deadline_us) {
-    if (deadline_us == INT64_MAX)
-        return -1;
-    int64_t left = (deadline_us - g_get_monotonic_time() + 999) / 1000;
-    return (int)CLAMP(left, 0, INT_MAX);
-}
-
 int snap_transport_wait(const SnapTransport *transport, int fd, short events, int64_t deadline_us) {
     struct pollfd fds[] = {{.fd = transport->stop_fd, .events = POLLIN}, {.fd = fd, .events = events}};
     for (;;) {
-        int rc = poll(fds, G_N_ELEMENTS(fds), left_ms(deadline_us));
+        int rc = poll(fds, G_N_ELEMENTS(fds), snap_deadline_left_ms(deadline_us));
         if (rc > 0)
             return fds[0].revents != 0 ? -ECANCELED : 0;
         if (rc == 0)
@@ -147,11 +149,17 @@ static bool may_begin(SnapTransport *transport, GError **error) {
     return true;
 }
 
+gboolean snap_transport_listen(SnapTransport *transport, int timeout_ms, GError **error) {
+    g_assert(!transport->is_source);
+    int most_ms = timeout_ms < 0 ? LISTEN_MS : timeout_ms;
+    return !transport->lookup || snap_tcp_listen(transport, snap_deadline_in(most_ms), error);
+}
+
 gboolean snap_transport_connect(SnapTransport *transport, int timeout_ms, int *ret_in, int *ret_out,
                                 GError **error) {
     g_assert(transport->is_source);
     if (!may_begin(transport, error) ||
-        !transport->kind->connect(transport, deadline_in(timeout_ms), ret_in, ret_out, error))
+        !transport->kind->connect(transport, snap_deadline_in(timeout_ms), ret_in, ret_out, error))
         return FALSE;
     transport->used = true;
     return TRUE;
@@ -161,7 +169,7 @@ gboolean snap_transport_accept(SnapTransport *transport, int timeout_ms, int *re
                                GError **error) {
     g_assert(!transport->is_source);
     if (!may_begin(transport, error) ||
-        !transport->kind->accept(transport, deadline_in(timeout_ms), ret_in, ret_out, error))
+        !transport->kind->accept(transport, snap_deadline_in(timeout_ms), ret_in, ret_out, error))
         return FALSE;
     transport->used = true;
     return TRUE;

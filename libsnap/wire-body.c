@@ -251,6 +251,11 @@ const char *snap_wire_decode_end(const SnapWireHead *head, const uint8_t *body, 
  *
  *     [8]  CHUNK records of all channels that are in place (destination) or have been sent (source)
  *     [8]  0
+ *
+ * LAYOUT, 16 bytes:
+ *
+ *     [8]  number of REGION records that follow
+ *     [8]  0
  */
 uint32_t snap_wire_encode_number(uint64_t number, uint8_t *ret_body) {
     put64(put64(ret_body, number), 0);

@@ -37,7 +37,7 @@
 /* X(NAME, number, sender: S, D or B(oth), most bytes of the body, flags that are defined) */
 #define SNAP_WIRE_TABLE(X)                                                                                        \
     X(HELLO, 1, S, 512, 7)                                                                                        \
-    X(REGION, 2, S, 1152, 0)                                                                                      \
+    X(REGION, 2, S, 1152, 1)                                                                                      \
     X(WELCOME, 3, D, 32, 0)                                                                                       \
     X(FAILED, 4, B, 1024, 0)                                                                                      \
     X(CHUNK, 5, S, 56, 0)                                                                                         \
@@ -51,7 +51,8 @@
     X(REQUEST, 13, D, 24, 0)                                                                                      \
     X(ALL_SENT, 14, S, 16, 0)                                                                                     \
     X(COMPLETE, 15, D, 16, 0)                                                                                     \
-    X(ALIVE, 16, B, 16, 0)
+    X(ALIVE, 16, B, 16, 0)                                                                                        \
+    X(LAYOUT, 17, S, 16, 0)
 
 typedef enum {
     SNAP_WIRE_NONE,
@@ -98,6 +99,7 @@ const char *snap_wire_check(const uint8_t head[static SNAP_WIRE_HEAD_BYTES], con
 /* Encoders write into a buffer that has room for the type's longest body, and return how long it is. */
 
 enum { SNAP_WIRE_ONE_WAY = 1, SNAP_WIRE_RESUME = 2, SNAP_WIRE_POSTCOPY = 4 }; /* flags of HELLO */
+enum { SNAP_WIRE_KEPT = 1 };                                                  /* flag of REGION */
 enum { SNAP_WIRE_PAGES_MISSING = 1 };                                         /* flag of END */
 
 typedef enum { SNAP_WIRE_MOVE = 1, SNAP_WIRE_REPLICATE = 2 } SnapWirePurpose;
@@ -208,7 +210,7 @@ typedef struct {
 uint32_t snap_wire_encode_end(const SnapWireEnd *end, uint8_t *ret_body);
 const char *snap_wire_decode_end(const SnapWireHead *head, const uint8_t *body, SnapWireEnd *ret_end);
 
-/* READY (an epoch) and ALIVE (a count). */
+/* READY (an epoch), ALIVE and LAYOUT (counts). */
 uint32_t snap_wire_encode_number(uint64_t number, uint8_t *ret_body);
 const char *snap_wire_decode_number(const SnapWireHead *head, const uint8_t *body, uint64_t *ret_number);
 

@@ -8,9 +8,9 @@
  * Failure modes: whatever fails or is cancelled, the guest runs on, and no output is left that looks complete.
  */
 #include "migration-state.h"
-#include "migration-uri.h"
 #include "qemu/qemu.h"
 #include "scratch-image.h"
+#include "stream-output.h"
 
 #include <unistd.h>
 

@@ -29,15 +29,19 @@ void qapi_incoming_tell_uri(QapiHelper *helper, Migration *migration, SnapIncomi
 
 /* ---- a guest --------------------------------------------------------------------------------------------- */
 
-static gboolean start(QapiTarget *target, const char *uri, GError **error) {
+static MigrationEnd *end_new(QapiTarget *target, GError **error) {
+    Migration *migration = qapi_target_parts(target)->migration;
+    return qapi_migration_end_new(qapi_target_helper(target), &qapi_incoming_ops, target, migration, FALSE, error);
+}
+
+/* @end: (take). @uri: (nullable) there is none, and *error is set. */
+static gboolean start(QapiTarget *target, MigrationEnd *end, const char *uri, GError **error) {
     QapiHelper *helper = qapi_target_helper(target);
     Migration *migration = qapi_target_parts(target)->migration;
-    MigrationEnd *end = qapi_migration_end_new(helper, &qapi_incoming_ops, target, migration, FALSE, error);
-    if (!end)
-        return FALSE;
     SnapIncomingOptions options = {.uri = uri, .silence_ms = migration->silence_ms};
     SnapIncoming *incoming =
-        snap_incoming_start(qapi_target_guest(target), &options, qapi_migration_end_on_phase, end, error);
+        uri ? snap_incoming_start(qapi_target_guest(target), &options, qapi_migration_end_on_phase, end, error)
+            : NULL;
     if (!incoming) {
         qapi_migration_end_drop(end);
         return FALSE;
@@ -73,9 +77,10 @@ json_object *qmp_migrate_incoming(QapiCall *call, GError **error) {
     if (!migration || !check_await(migration, call->helper, error) ||
         !check_protocol(qapi_string(call, "uri"), error))
         return NULL;
-    g_autofree char *uri = qapi_migration_uri(call, error);
-    if (uri)
-        start(target, uri, error);
+    MigrationEnd *end = end_new(target, error);
+    g_autofree char *uri = end ? qapi_migration_uri(call, error) : NULL; /* takes a descriptor: not sooner */
+    if (end)
+        start(target, end, uri, error);
     return NULL;
 }
 
@@ -98,7 +103,8 @@ static gboolean await(QapiTarget *target, const SnapQmpOptions *options, GError 
     migration->awaits = MIGRATION_AWAITS_COMMAND;
     migration->deferred = deferred;
     g_mutex_unlock(&helper->lock);
-    return deferred || start(target, options->incoming, error);
+    MigrationEnd *end = deferred ? NULL : end_new(target, error);
+    return deferred || (end && start(target, end, options->incoming, error));
 }
 
 gboolean qapi_incoming_set_up(QapiHelper *helper, const SnapQmpOptions *options, GError **error) {
@@ -120,7 +126,8 @@ enum { PAUSE_US = 100000 }; /* before it listens again: what has failed at once 
 struct QapiImages {
     Migration *migration;
     char *uri;
-    char *dir; /* of what runs, or ran last */
+    char *dir;  /* of what runs, or ran last */
+    guint keep; /* images of each; 0: all */
 };
 
 static char *free_dir(const QapiHelper *helper) {
@@ -162,7 +169,7 @@ static gboolean start_images(QapiHelper *helper, GError **error) {
     g_free(images->dir);
     images->dir = free_dir(helper);
     end->again = listen_again;
-    SnapIncomingOptions options = {.uri = images->uri, .image_dir = images->dir};
+    SnapIncomingOptions options = {.uri = images->uri, .image_dir = images->dir, .image_keep = images->keep};
     SnapIncoming *incoming = snap_incoming_start(NULL, &options, qapi_migration_end_on_phase, end, error);
     if (!incoming) {
         qapi_migration_end_drop(end);
@@ -175,12 +182,13 @@ static gboolean start_images(QapiHelper *helper, GError **error) {
 }
 
 /* There is no target whose capabilities could be set. */
-gboolean qapi_incoming_into_images(QapiHelper *helper, const char *uri, GError **error) {
+gboolean qapi_incoming_into_images(QapiHelper *helper, const char *uri, guint keep, GError **error) {
     g_assert(!helper->images);
     helper->images = g_new0(QapiImages, 1);
     helper->images->migration = qapi_migration_new();
     helper->images->migration->settings.on[MIGRATION_CAPABILITY_EVENTS] = TRUE;
     helper->images->uri = g_strdup(uri);
+    helper->images->keep = keep;
     return start_images(helper, error);
 }
 

@@ -148,17 +148,23 @@ static gboolean await_end(MigrationEnd *end) {
     return TRUE;
 }
 
-/* Nobody can ask it anything any more; nobody may begin another one yet. */
-static void let_go(MigrationEnd *end) {
+/* Nobody can ask it anything any more; nobody may begin another one yet. What has brought the guest stays, for a
+ * source that asks; it has told us all that it will. A guest arrives once. */
+static void let_go(MigrationEnd *end, SnapMigrationPhase phase) {
     SnapMigrationStats stats;
+    gboolean arrived = end->ops->arrives && end->target && phase == SNAP_MIGRATION_COMPLETED;
     end->ops->get_stats(end->handle, &stats);
     g_mutex_lock(&end->migration->lock);
     end->migration->end = NULL;
+    g_assert(!arrived || !end->migration->arrived);
+    if (arrived)
+        end->migration->arrived = end->handle;
     g_mutex_lock(&end->helper->lock);
     end->migration->stats = stats;
     g_mutex_unlock(&end->helper->lock);
     g_mutex_unlock(&end->migration->lock);
-    end->ops->free(end->handle);
+    if (!arrived)
+        end->ops->free(end->handle);
     snap_incoming_free(end->images);
     if (end->target)
         qapi_dirty_log_release(end->target);
@@ -204,7 +210,7 @@ static json_object *run(QapiJob *job, void *opaque, GError **error) {
     gboolean ended = await_end(end);
     SnapMigrationPhase phase = ended ? end->phase : SNAP_MIGRATION_UNCONNECTED;
     gboolean ok = end->ops->wait(end->handle, ended ? -1 : 0, &failure);
-    let_go(end);
+    let_go(end, phase);
     if (ended)
         finish(end, phase, failure);
     else
@@ -330,6 +336,6 @@ void qapi_migration_apply_limits(QapiTarget *target) {
     g_mutex_unlock(&helper->lock);
     SnapOutgoing *outgoing = qapi_migration_outgoing_locked(migration);
     if (outgoing)
-        snap_outgoing_set_limits(outgoing, &limits);
+        snap_outgoing_set_limits(outgoing, &limits, NULL); /* a dirty limit was looked at when it was set */
     g_mutex_unlock(&migration->lock);
 }

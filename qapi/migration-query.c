@@ -142,6 +142,9 @@ static void add_figures(json_object *object, const Migration *migration, const S
 static json_object *to_json(QapiHelper *helper, Migration *migration) {
     json_object *object = json_object_new_object();
     g_mutex_lock(&migration->lock);
+    SnapIncoming *incoming = qapi_migration_incoming_locked(migration);
+    if (incoming)
+        qapi_incoming_tell_uri(helper, migration, incoming); /* the port may be known only now */
     SnapMigrationStats stats = qapi_migration_stats_locked(helper, migration);
     g_mutex_lock(&helper->lock);
     if (migration->status != MIGRATION_NONE) {

@@ -33,6 +33,7 @@ void qapi_migration_free(Migration *migration) {
     if (!migration)
         return;
     g_assert(!migration->end);
+    snap_incoming_free(migration->arrived);
     g_mutex_clear(&migration->lock);
     g_free(migration->error);
     g_free(migration->uri);

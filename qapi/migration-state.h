@@ -74,7 +74,8 @@ struct Migration {
     GMutex lock; /* held while an end is asked */
 
     /* under lock; the end of `end` takes the helper's as well */
-    MigrationEnd *end; /* (nullable) while one runs */
+    MigrationEnd *end;     /* (nullable) while one runs */
+    SnapIncoming *arrived; /* (nullable) what has brought the guest: its source may not have heard of that */
 
     /* under the helper's lock */
     MigrationSettings settings;

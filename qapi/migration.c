@@ -302,8 +302,11 @@ json_object *qmp_migrate_reclaim(QapiCall *call, GError **error) {
 
 static void recover_locked(QapiCall *call, QapiTarget *target, GError **error) {
     Migration *migration = qapi_target_parts(target)->migration;
-    SnapIncoming *incoming = qapi_migration_incoming_locked(migration);
-    if (!incoming || qapi_migration_status(call->helper, migration) != MIGRATION_POSTCOPY_PAUSED) {
+    gboolean paused = qapi_migration_status(call->helper, migration) == MIGRATION_POSTCOPY_PAUSED;
+    SnapIncoming *incoming = paused ? qapi_migration_incoming_locked(migration) : NULL;
+    if (!migration->end)
+        incoming = migration->arrived;
+    if (!incoming) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED,
                     "Migrate recover can only be run when postcopy is paused.");
         return;

@@ -34,6 +34,10 @@ static gboolean check_arguments(const QapiCall *call, GError **error) {
     uint64_t interval_ms = qapi_uint(call, "interval", INTERVAL_DEFAULT_MS);
     if (qapi_has(call, "uri") == qapi_has(call, "path"))
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "either uri or path can be specified.");
+    else if (qapi_has(call, "keep") && !qapi_has(call, "path"))
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Parameter 'keep' is for images, which 'path' is for");
+    else if (qapi_has(call, "keep") && qapi_uint(call, "keep", 0) == 0)
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Parameter 'keep' expects 1 or more");
     else if (interval_ms < 1 || interval_ms > INTERVAL_MAX_MS)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Parameter 'interval' expects 1 to %d milliseconds",
                     INTERVAL_MAX_MS);
@@ -45,14 +49,14 @@ static gboolean check_arguments(const QapiCall *call, GError **error) {
 
 /* ---- replicate ------------------------------------------------------------------------------------------- */
 
-static gboolean open_images(Sink *sink, const char *dir, GError **error) {
+static gboolean open_images(Sink *sink, const char *dir, guint keep, GError **error) {
     int fds[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0) {
         snap_set_errno(error, errno, "%s", dir);
         return FALSE;
     }
     g_autofree char *uri = g_strdup_printf("fd:%d", fds[0]);
-    SnapIncomingOptions options = {.uri = uri, .image_dir = dir};
+    SnapIncomingOptions options = {.uri = uri, .image_dir = dir, .image_keep = keep};
     sink->images = snap_incoming_start(NULL, &options, NULL, NULL, error);
     if (!sink->images) {
         close(fds[1]);
@@ -65,7 +69,7 @@ static gboolean open_images(Sink *sink, const char *dir, GError **error) {
 static gboolean open_sink(QapiCall *call, Sink *sink, GError **error) {
     g_autofree char *dir = qapi_call_path(call, "path");
     if (dir)
-        return open_images(sink, dir, error);
+        return open_images(sink, dir, (guint)qapi_uint(call, "keep", 0), error);
     sink->uri = qapi_migration_uri(call, error);
     return sink->uri != NULL;
 }
@@ -76,6 +80,7 @@ static SnapOutgoingOptions options_of(const QapiCall *call, const Migration *mig
     SnapOutgoingOptions options = qapi_migration_options(migration, settings);
     options.uri = sink->uri;
     options.epoch_ms = qapi_uint(call, "interval", INTERVAL_DEFAULT_MS);
+    options.region_glob = qapi_string(call, "region");
     options.pause_before_switchover = options.may_postcopy = options.auto_converge = FALSE;
     if (!sink->images)
         return options;

@@ -31,6 +31,7 @@ typedef struct {
     char *snapshot_dir;
     char *handoff;
     char *incoming;
+    int incoming_keep;
     gboolean version;
 } Options;
 
@@ -137,7 +138,8 @@ static gboolean open_all(Daemon *daemon, const Options *options, guint n_passed,
     for (char **address = options->qmp; address && *address; address++)
         if (!serve(daemon, *address, error))
             return FALSE;
-    return !options->incoming || qapi_incoming_into_images(daemon->helper, options->incoming, error);
+    return !options->incoming ||
+           qapi_incoming_into_images(daemon->helper, options->incoming, (guint)options->incoming_keep, error);
 }
 
 /* ---- options --------------------------------------------------------------------------------------------- */
@@ -155,6 +157,8 @@ static gboolean parse(int argc, char **argv, Options *options, int *ret_status) 
         {"incoming", 0, 0, G_OPTION_ARG_FILENAME, &options->incoming,
          "Take replications in there, one after another, each as images in a folder DIR/incoming-NUMBER",
          "unix:PATH|tcp:HOST:PORT|..."},
+        {"incoming-keep", 0, 0, G_OPTION_ARG_INT, &options->incoming_keep,
+         "Keep so many images of each; what is older is merged into the oldest (all)", "N"},
         {"version", 0, 0, G_OPTION_ARG_NONE, &options->version, "Show the version", NULL},
         G_OPTION_ENTRY_NULL,
     };
@@ -174,6 +178,8 @@ static gboolean parse(int argc, char **argv, Options *options, int *ret_status) 
         *ret_status = complain(STATUS_USAGE, "%s", error->message);
     else if (argc > 1)
         *ret_status = complain(STATUS_USAGE, "what is '%s' for?", argv[1]);
+    else if (options->incoming_keep < 0 || (options->incoming_keep && !options->incoming))
+        *ret_status = complain(STATUS_USAGE, "--incoming-keep: a number of images, with --incoming");
     else if (options->handoff)
         *ret_status = complain(STATUS_USAGE, "--handoff: not built yet");
     else if (options->version)

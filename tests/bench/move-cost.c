@@ -299,7 +299,7 @@ static int postcopy(const Options *options) {
         snap_outgoing_get_stats(outgoing, &stats);
     }
     g_usleep(300000);
-    snap_outgoing_set_limits(outgoing, &(SnapMigrationLimits){0});
+    snap_outgoing_set_limits(outgoing, &(SnapMigrationLimits){0}, NULL);
     check(snap_outgoing_wait(outgoing, -1, &error), error, "the source");
     wait_for_child(pid);
     return 0;

@@ -2,6 +2,7 @@
 """A chain of snapshots of a guest at full load: each image, read through its parents, is the guest at one write.
 
 exact-chain.py BUILD [--memory anon] [--threads 2] [--events …] [--count 6] [--keep N] [--merge]   a process
+exact-chain.py BUILD --replicate [--memory anon] …          a process again: each image is an epoch of a replication
 exact-chain.py BUILD --qemu tcg|kvm [--cpus 2] [--count 6] [--keep N]                        QEMU, shared memfd
 
 Exit status 0, 1, or 77 where this machine cannot run that guest.
@@ -16,9 +17,12 @@ import sys
 import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import badday
+import children
 import guests
 import huge
 import qemu
+import qmpd
 
 SKIP = 77
 
@@ -46,6 +50,27 @@ def save_chain(args, target, chain):
     return [f"{chain}/{name}" for name in images]
 
 
+def replicate_chain(args, pid, folder):
+    """Epochs by the helper, as fast as they can be made."""
+    with qmpd.Vmsnapd(args.build, folder) as server, server.client() as client:
+        client.add_process("g", pid)
+        client.command("replicate", path="chain", interval=args.interval, **({"keep": args.keep} if args.keep else {}))
+
+        def state():
+            now = client.command("query-migrate")
+            if now["status"] not in ("setup", "active", "colo"):
+                raise Failed(f"the replication has ended: {now}")
+            return now
+
+        badday.wait_until(lambda: state().get("epoch", 0) >= args.count, 600, f"{args.count} epochs")
+        client.command("migrate_cancel")
+        badday.wait_until(lambda: client.command("query-migrate")["status"] == "cancelled", 20, "it is cancelled")
+    images = sorted(os.listdir(f"{folder}/chain"))
+    if len(images) != args.keep if args.keep else len(images) < args.count:
+        raise Failed(f"{len(images)} images: {images}")
+    return [f"{folder}/chain/{name}" for name in images]
+
+
 def check_merged(args, image, work):
     """The chain as one image holds the same, region by region; read by mapping its files, without any parent."""
     merged = f"{work}/merged"
@@ -70,7 +95,9 @@ def check_process(args, work):
                 print("skip: memguest:", guest.stderr.read().strip())
                 sys.exit(SKIP)
             arena = re.search(r"arena=0x([0-9a-f]+)", ready).group(1)
-            for image in save_chain(args, ["--pid", str(guest.pid)], f"{work}/chain"):
+            images = replicate_chain(args, guest.pid, work) if args.replicate else \
+                save_chain(args, ["--pid", str(guest.pid)], f"{work}/chain")
+            for image in images:
                 run([f"{args.build}/tools/vmsnap", "verify", image])
                 print(os.path.basename(image), run([f"{args.build}/tests/integ/imagecheck", image, arena]).strip())
             if args.merge:
@@ -116,6 +143,8 @@ def main():
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument("--keep", type=int)
+    parser.add_argument("--replicate", action="store_true", help="epochs of a replication instead of snapshots")
+    parser.add_argument("--interval", type=int, default=50, help="milliseconds from epoch to epoch")
     parser.add_argument("--merge", action="store_true", help="and merge the chain into one image")
     args = parser.parse_args()
     if args.qemu and not shutil.which("qemu-system-x86_64"):
@@ -129,11 +158,13 @@ def main():
     work = tempfile.mkdtemp(prefix="exact-chain-", dir=os.environ.get("SNAP_TEST_DIR"))
     try:
         (check_qemu if args.qemu else check_process)(args, work)
-    except (Failed, guests.GuestError, qemu.QmpError) as error:
+    except (Failed, AssertionError, guests.GuestError, qemu.QmpError, qmpd.Refused) as error:
         print(error)
         sys.exit(1)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-main()
+if __name__ == "__main__":
+    children.end_by_signal()
+    main()

@@ -213,13 +213,17 @@ static void guest_limited_in_rate_keeps_it(void **state) {
     machine_clear(&m);
 }
 
+static void await_end(const Machine *m) {
+    for (int i = 0; i < PATIENCE_MS && !__atomic_load_n(&m->ended, __ATOMIC_ACQUIRE); i++)
+        g_usleep(1000);
+    assert_true(m->ended);
+}
+
 static void guest_that_ends_says_with_what(void **state) {
     (void)state;
     Machine m;
     machine_boot(&m, "writes=20000");
-    for (int i = 0; i < PATIENCE_MS && !__atomic_load_n(&m.ended, __ATOMIC_ACQUIRE); i++)
-        g_usleep(1000);
-    assert_true(m.ended);
+    await_end(&m);
     assert_int_equal(m.end_status, 0);
     assert_null(m.end_why);
     assert_false(microvm_is_running(m.vm));
@@ -229,24 +233,27 @@ static void guest_that_ends_says_with_what(void **state) {
     machine_clear(&m);
 }
 
-/* Without tables for interrupts, ud2 is a triple fault. */
-static void guest_that_shuts_down_is_complained_of(void **state) {
-    (void)state;
-    const uint32_t image[] = {0x1badb002,    0x10002,   -(0x1badb002 + 0x10002u), 0x100000, 0x100000, 0, 0,
-                              0x100000 + 32, 0x0b0f0b0f};
+/* A kernel of eight bytes. */
+static void machine_boot_code(Machine *m, uint32_t code, uint32_t more_code) {
+    const uint32_t image[] = {
+        0x1badb002, 0x10002, -(0x1badb002 + 0x10002u), 0x100000, 0x100000, 0, 0, 0x100000 + 32, code, more_code};
     char path[] = "microvm-kernel-XXXXXX";
     int fd = mkostemp(path, O_CLOEXEC);
     assert_int_equal(write(fd, image, sizeof(image)), sizeof(image));
     close(fd);
     g_autoptr(GError) error = NULL;
-    Machine m;
-    machine_init(&m, (MicrovmOptions){.begin = MICROVM_BOOT, .kernel = path});
+    machine_init(m, (MicrovmOptions){.begin = MICROVM_BOOT, .kernel = path});
     unlink(path);
-    microvm_cont(m.vm, &error);
+    microvm_cont(m->vm, &error);
     fail_on(error);
-    for (int i = 0; i < PATIENCE_MS && !__atomic_load_n(&m.ended, __ATOMIC_ACQUIRE); i++)
-        g_usleep(1000);
-    assert_true(m.ended);
+}
+
+/* Without tables for interrupts, ud2 is a triple fault. */
+static void guest_that_shuts_down_is_complained_of(void **state) {
+    (void)state;
+    Machine m;
+    machine_boot_code(&m, 0x0b0f0b0f, 0);
+    await_end(&m);
     assert_non_null(m.end_why);
     machine_clear(&m);
 }
@@ -450,6 +457,39 @@ static void guest_moved_while_stopped_stays_so(void **state) {
     machine_clear(&to);
 }
 
+/* Code that ends the guest, and a loop behind that. */
+static const struct {
+    const char *how;
+    uint32_t code, more_code;
+    int status;
+} ends[] = {
+    {"it says so", 0xf4e607b0, 0xfeeb, 7},    /* mov $7,%al; out %al,$0xf4 */
+    {"it shuts down", 0xfeeb0b0f, 0xfeeb, 0}, /* ud2 */
+};
+
+static void guest_moved_after_its_end_has_ended_there_too(void **state) {
+    (void)state;
+    for (gsize i = 0; i < G_N_ELEMENTS(ends); i++) {
+        g_autoptr(GError) error = NULL;
+        Machine from, to;
+        print_message("  %s\n", ends[i].how);
+        machine_boot_code(&from, ends[i].code, ends[i].more_code);
+        await_end(&from);
+        machine_wait_for_guest(&to, RAM_ANON);
+        take_over(&from, &to);
+        assert_false(to.ended); /* not before it is this machine's */
+        start_guest(&to);
+        assert_true(to.ended);
+        assert_int_equal(to.end_status, ends[i].status);
+        assert_int_equal(to.end_why != NULL, from.end_why != NULL);
+        assert_false(microvm_is_running(to.vm));
+        assert_false(microvm_cont(to.vm, &error));
+        assert_true(g_error_matches(error, SNAP_ERROR, SNAP_ERROR_REFUSED));
+        machine_clear(&from);
+        machine_clear(&to);
+    }
+}
+
 static void guest_handed_over_never_runs_again(void **state) {
     (void)state;
     g_autoptr(GError) error = NULL;
@@ -546,6 +586,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(state_loaded_and_taken_again_is_the_same),
         cmocka_unit_test(guest_moved_sees_its_downtime),
         cmocka_unit_test(guest_moved_while_stopped_stays_so),
+        cmocka_unit_test(guest_moved_after_its_end_has_ended_there_too),
         cmocka_unit_test(guest_handed_over_never_runs_again),
         cmocka_unit_test(machine_that_waits_runs_nothing),
         cmocka_unit_test(state_that_does_not_fit_is_refused),

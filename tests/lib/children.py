@@ -3,6 +3,7 @@
 start() is subprocess.Popen; what it started is killed at exit, and gets SIGTERM from the kernel when we are killed.
 """
 import atexit
+import contextlib
 import ctypes
 import signal
 import subprocess
@@ -31,7 +32,8 @@ def stop(child):
     child.wait()
     for pipe in (child.stdin, child.stdout, child.stderr):
         if pipe:
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # what was not written yet is for nobody
+                pipe.close()
     if child in _running:
         _running.remove(child)
 

@@ -20,9 +20,9 @@ CHUNK_PAGES = 64
 URGENT = 0xffff
 
 NAMES = ["NONE", "HELLO", "REGION", "WELCOME", "FAILED", "CHUNK", "ROUND", "MISSING", "STATE", "END", "READY", "GO",
-         "STARTED", "REQUEST", "ALL_SENT", "COMPLETE", "ALIVE"]
+         "STARTED", "REQUEST", "ALL_SENT", "COMPLETE", "ALIVE", "LAYOUT"]
 (HELLO, REGION, WELCOME, FAILED, CHUNK, ROUND, MISSING, STATE, END, READY, GO, STARTED, REQUEST, ALL_SENT, COMPLETE,
- ALIVE) = range(1, 17)
+ ALIVE, LAYOUT) = range(1, 18)
 MOVE, REPLICATE = 1, 2                          # purpose of HELLO
 ONE_WAY, RESUME, MAY_POSTCOPY = 1, 2, 4         # its flags
 PAGES_MISSING = 1                               # flag of END

@@ -16,7 +16,9 @@ import cases  # noqa: E402
 import migrate  # noqa: E402
 import peers  # noqa: E402
 import qmpd  # noqa: E402
+import way  # noqa: E402
 import wire  # noqa: E402
+from proxy import Harm  # noqa: E402
 
 BUILD = os.path.abspath(sys.argv[1])
 PAGE = peers.PAGE
@@ -317,6 +319,72 @@ def source_that_comes_back_with_another_id_is_refused(folder):
             taker.vm.check_guest()
             back.close()
         taker.journal.check(exact=1)
+
+
+# ---- a source that is dead, or deaf -----------------------------------------------------------------------------
+
+
+def source_killed_before_go_leaves_its_guest_to_the_word_of_the_owner(folder):
+    """It has heard READY, and is killed while GO is held up: the destination has all of the guest, and nobody runs it."""
+    with way.Crossing(BUILD, folder, "precopy", Harm("stall", "GO")) as crossing:
+        destination = crossing.destination
+        crossing.source.migrate(crossing.proxy.uri)
+        assert crossing.proxy.fired.wait(20), "it does not come as far as GO"
+        destination.qmp.refused("replicate-promote", "no standby", force=True)
+        crossing.source.kill()
+        crossing.proxy.cut()
+        destination.wait_status("postcopy-paused")
+        assert crossing.journal.running() == [], crossing.journal.text()
+        destination.command("migrate-recover", uri=f"unix:{folder}/back")
+        destination.wait_status("postcopy-recover")
+        destination.command("replicate-promote")
+        destination.wait_status("completed")
+        destination.check_guest()
+        crossing.journal.check_goes_on()
+        crossing.journal.check(exact=1)
+        destination.qmp.refused("replicate-promote", "no standby")
+
+
+def may_recover(vm, uri):
+    try:
+        return vm.command("migrate-recover", uri=uri) is not None
+    except qmpd.Refused:
+        return False
+
+
+def source_that_comes_back_after_a_promotion_is_told(folder):
+    """Its owner was wrong: it was not dead. It hears that the guest runs, and what it says is not heard any more."""
+    with Taker(folder) as taker:
+        source = peers.Source(taker.listen(), peers.Guest())
+        source.greet()
+        source.finish()
+        source.close()
+        taker.vm.wait_status("postcopy-paused")
+        taker.vm.command("replicate-promote")
+        taker.vm.wait_status("completed")
+        for number in range(2):
+            path = f"{folder}/again-{number}"
+            badday.wait_until(lambda: may_recover(taker.vm, f"unix:{path}"), 2, "it listens")  # done with the one before
+            back = peers.Source(path, peers.Guest())
+            back.id = source.id
+            back.hello(wire.RESUME, n_regions=0)
+            at = struct.unpack_from("<16sII", back.expect(wire.WELCOME)[2])[2]
+            assert at == 2, at
+            back.expect(wire.STARTED)
+            back.send(wire.GO, back.id)
+            back.close()
+        taker.vm.check_guest()
+        taker.journal.check(exact=1)
+
+
+def source_that_has_not_heard_of_the_end_is_told_when_it_asks(folder):
+    for number, (mode, kind) in enumerate([("precopy", "STARTED"), ("replicate", "STARTED"), ("postcopy", "COMPLETE")]):
+        os.mkdir(f"{folder}/{number}")
+        with way.Crossing(BUILD, f"{folder}/{number}", mode, Harm("cut", kind)) as crossing:
+            crossing.run()
+            assert crossing.source.status() == "postcopy-paused", crossing.source.migration()
+            assert crossing.judge() == "told"
+
 
 if __name__ == "__main__":
     cases.run(globals(), sys.argv[2:])

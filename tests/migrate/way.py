@@ -7,7 +7,7 @@
 What is right, whatever was done to the connection:
 
 - at no moment did both sides run the guest, and in the end exactly one does, or none and both wait to be connected
-  again, which then brings it to its end;
+  again, which then brings it to its end; and so it does where only the source waits, as it has not heard of the end;
 - the guest has every byte (it is checked before it runs on the other side, and where it ends up), and goes on;
 - who has lost says why.
 
@@ -160,26 +160,26 @@ class Crossing:
 
     def _judge_destination(self):
         """It has arrived. What has not is fetched; the source must not think that it may run it."""
-        paused = [vm.status() == "postcopy-paused" for vm in self.vms]
-        if all(paused):
-            self._recover()
-        assert self.source.run_state() in ("postmigrate", "finish-migrate"), self.source.run_state()
-        assert self.source.status() in ("completed", "postcopy-paused"), self.source.migration()
+        paused = [vm for vm in self.vms if vm.status() == "postcopy-paused"]
+        if self.source in paused:
+            self._recover(paused)
+        assert self.source.run_state() == "postmigrate", self.source.run_state()
+        assert self.source.status() == "completed", self.source.migration()
         assert self.destination.status() == "completed", self.destination.migration()
         self.destination.check_guest()
         self.journal.check_goes_on()
-        return "recovered" if all(paused) else "destination"
+        return "recovered" if self.destination in paused else "told" if paused else "destination"
 
     def _judge_nobody(self):
         assert self.source.status() == "postcopy-paused", f"nobody runs: {self.source.migration()}"
         assert self.destination.status() == "postcopy-paused", f"nobody runs: {self.destination.migration()}"
-        self._recover()
+        self._recover(self.vms)
         self.destination.check_guest()
         self.journal.check_goes_on()
         return "recovered"
 
-    def _recover(self):
-        for vm in self.vms:
+    def _recover(self, waiting):
+        for vm in waiting:
             assert vm.why(), f"{vm.name} does not say why it waits"
         self.destination.command("migrate-recover", uri=f"unix:{self.folder}/way-b")
         self.source.set_parameters(max_bandwidth=0, max_postcopy_bandwidth=0)

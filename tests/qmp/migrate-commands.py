@@ -440,6 +440,24 @@ def refusals_keep_no_descriptor(folder):
         assert len(after) == len(before), set(after.items()) ^ set(before.items())
 
 
+def recover_that_is_refused_keeps_no_descriptor(folder):
+    """Once it has arrived: it listens for a source that has not heard of that; for one at a time."""
+    with Two(folder) as two:
+        two.destination.qmp.refused("migrate-recover", "only be run when postcopy is paused", uri=f"unix:{folder}/back")
+        two.source.migrate(two.uri)
+        two.check_moved()
+        two.destination.command("migrate-recover", uri=f"unix:{folder}/back")
+        before = badday.descriptors(two.destination.pid)
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as way:
+                two.destination.qmp.command("getfd", fdname="way", fds=[way.fileno()])
+                two.destination.qmp.refused("migrate-recover", uri="fd:way")
+        after = badday.descriptors(two.destination.pid)
+        assert len(after) == len(before), set(after.items()) ^ set(before.items())
+        assert two.destination.status() == "completed"
+        two.destination.check_guest()
+
+
 def destination_that_is_not_there_fails_the_move(folder):
     with Two(folder) as two:
         two.source.migrate(f"unix:{folder}/nobody")
@@ -626,6 +644,28 @@ def process_is_replicated_into_images(folder):
         guest.check_released()
         guest.check_no_errors()
         check_images(f"{folder}/images")
+
+
+def process_is_replicated_in_part_and_the_newest_images_are_kept(folder):
+    with badday.ProcessUnderTest(BUILD, size="16M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, server.client() as client:
+        client.add_process("g", guest.pid)
+        client.refused("replicate", "for images", uri=f"unix:{folder}/nobody", keep=2)
+        client.refused("replicate", "1 or more", path="images", keep=0)
+        client.command("replicate", path="nothing", region="no-such-*")
+        badday.wait_until(lambda: client.command("query-migrate")["status"] == "failed", 10, "it fails")
+        assert "no region of such a name" in client.command("query-migrate")["error-desc"]
+        badday.wait_until(lambda: not os.path.exists(f"{folder}/nothing"), 10, "the folder that was made is gone")
+        client.command("replicate", path="images", interval=50, region="heap*", keep=2)
+        badday.wait_until(lambda: replicates(client, 5), 30, "five epochs")
+        client.command("migrate_cancel")
+        badday.wait_until(lambda: client.command("query-migrate")["status"] == "cancelled", 10, "it is cancelled")
+        images = sorted(os.listdir(f"{folder}/images"))
+        assert len(images) == 2 and images[1] >= "000005", images
+        for image in images:
+            shown = badday.vmsnap(BUILD, "verify", f"{folder}/images/{image}")
+            assert shown.returncode == 0, shown
+            regions = json.loads(badday.vmsnap(BUILD, "info", "--json", f"{folder}/images/{image}").stdout)["regions"]
+            assert regions and all(region["name"].startswith("heap") for region in regions), regions
 
 
 def replicates(client, epochs):

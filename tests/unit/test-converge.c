@@ -240,6 +240,100 @@ static void dirty_limit_of_a_quiet_guest_does_nothing(void **state) {
     assert_int_equal(converge.throttle_percent, 0);
 }
 
+/* ---- a throttled guest that sleeps ----------------------------------------------------------------------- */
+
+/* A round takes at least so long, whatever is sent in it. */
+#define MIN_ROUND_NS (MS / 5)
+#define NAP_NS (10 * MS)
+
+static const SnapConvergeOptions halved = {.downtime_limit_ns = MS,
+                                           .auto_converge = true,
+                                           .throttle_initial = 50,
+                                           .throttle_increment = 1,
+                                           .throttle_max = 50};
+
+static void throttle_by_half(SnapConverge *converge) {
+    SnapConvergeRound useless = sent(500 * MB, 500, 500 * MB);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(snap_converge_round(converge, &halved, &useless), SNAP_CONVERGE_ITERATE);
+    }
+    assert_int_equal(converge->throttle_percent, 50);
+}
+
+/* It writes so much a second as long as it is awake, which it is in the first half of each NAP_NS. */
+typedef struct {
+    uint64_t awake_bytes_per_second;
+    uint64_t now_ns;
+    uint64_t dirty_bytes;
+} Sleeper;
+
+static uint64_t awake_until(uint64_t ns) {
+    return ns / NAP_NS * NAP_NS / 2 + MIN(ns % NAP_NS, NAP_NS / 2);
+}
+
+/* One round, over a connection of 1000 MB/s. */
+static SnapConvergeRound run_round(Sleeper *sleeper) {
+    uint64_t before_ns = sleeper->now_ns, rest = sleeper->dirty_bytes;
+    uint64_t send_ns = rest * 1000000000 / (1000 * MB);
+    sleeper->now_ns += send_ns + MIN_ROUND_NS;
+    uint64_t awake_ns = awake_until(sleeper->now_ns) - awake_until(before_ns);
+    sleeper->dirty_bytes = sleeper->awake_bytes_per_second * awake_ns / 1000000000;
+    return (SnapConvergeRound){.sent_bytes = rest,
+                               .send_ns = send_ns,
+                               .dirty_bytes = sleeper->dirty_bytes,
+                               .round_ns = sleeper->now_ns - before_ns};
+}
+
+static SnapConvergeVerdict run_sleeper(SnapConverge *converge, uint64_t awake_bytes_per_second, uint64_t for_ns) {
+    Sleeper sleeper = {.awake_bytes_per_second = awake_bytes_per_second, .dirty_bytes = 100 * MB};
+    SnapConvergeVerdict verdict = SNAP_CONVERGE_ITERATE;
+    while (verdict == SNAP_CONVERGE_ITERATE && sleeper.now_ns < for_ns) {
+        SnapConvergeRound round = run_round(&sleeper);
+        verdict = snap_converge_round(converge, &halved, &round);
+    }
+    return verdict;
+}
+
+/* When it sleeps nothing is dirty, and when it wakes the connection does not keep up. */
+static void throttled_guest_asleep_is_not_taken_for_a_quiet_one(void **state) {
+    (void)state;
+    SnapConverge converge = {0};
+    throttle_by_half(&converge);
+    assert_int_equal(run_sleeper(&converge, 1500 * MB, 5000 * MS), SNAP_CONVERGE_ITERATE);
+    assert_true(converge.expected_downtime_ns > halved.downtime_limit_ns);
+}
+
+static void throttled_guest_quiet_when_awake_is_switched_over(void **state) {
+    (void)state;
+    SnapConverge converge = {0};
+    throttle_by_half(&converge);
+    assert_int_equal(run_sleeper(&converge, 100 * MB, 5000 * MS), SNAP_CONVERGE_SWITCH);
+    assert_true(converge.expected_downtime_ns <= halved.downtime_limit_ns);
+    assert_true(converge.expected_downtime_ns > 0); /* awake it writes */
+}
+
+static void throttled_guest_rate_is_that_of_a_whole_period(void **state) {
+    (void)state;
+    SnapConverge converge = {0};
+    SnapConvergeRound awake = sent(30 * MB, 25, 10 * MB), asleep = sent(10 * MB, 25, 0);
+    throttle_by_half(&converge);
+    snap_converge_round(&converge, &halved, &awake);
+    for (int i = 0; i < 2; i++) {
+        snap_converge_round(&converge, &halved, &asleep);
+    }
+    assert_in_range(converge.dirty_bytes_per_second, 10 * MB * 1000 / 75 - 1, 200 * MB);
+    assert_int_equal(converge.expected_downtime_ns / MS, 10 * MB / (converge.bytes_per_second / 1000));
+}
+
+static void guest_not_throttled_is_judged_by_its_last_round(void **state) {
+    (void)state;
+    SnapConverge converge = {0};
+    SnapConvergeRound busy = sent(300 * MB, 300, 200 * MB), idle = sent(200 * MB, 1, 0);
+    assert_int_equal(snap_converge_round(&converge, &plain, &busy), SNAP_CONVERGE_ITERATE);
+    assert_int_equal(snap_converge_round(&converge, &plain, &idle), SNAP_CONVERGE_SWITCH);
+    assert_int_equal(converge.dirty_bytes_per_second, 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rounds_of_each_kind_end_as_they_should),
@@ -252,6 +346,10 @@ int main(void) {
         cmocka_unit_test(auto_converge_that_helps_goes_no_further),
         cmocka_unit_test(dirty_limit_holds_the_rate_below),
         cmocka_unit_test(dirty_limit_of_a_quiet_guest_does_nothing),
+        cmocka_unit_test(throttled_guest_asleep_is_not_taken_for_a_quiet_one),
+        cmocka_unit_test(throttled_guest_quiet_when_awake_is_switched_over),
+        cmocka_unit_test(throttled_guest_rate_is_that_of_a_whole_period),
+        cmocka_unit_test(guest_not_throttled_is_judged_by_its_last_round),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -23,7 +23,7 @@ static void fill(void *bytes, size_t n, uint8_t seed) {
 static MachineState *example(uint32_t n_cpuid, uint32_t n_msrs, uint32_t n_xsave) {
     MachineState *state = g_new0(MachineState, 1);
     fill(state, sizeof(*state), 7);
-    state->machine.stopped = 1;
+    state->machine = (StateMachine){.ram_bytes = 7, .stopped = 1, .ended = STATE_EXITED, .status = 9};
     state->serial.n_queued = SERIAL_QUEUE_BYTES;
     state->n_cpuid = n_cpuid;
     state->n_msrs = n_msrs;
@@ -88,6 +88,7 @@ static void state_encoded_and_decoded_is_the_same(void **unused) {
         assert_null(state_decode(blob, back));
         g_autoptr(GBytes) again = state_encode(back);
         assert_true(g_bytes_equal(blob, again));
+        assert_memory_equal(&back->machine, &state->machine, sizeof(state->machine));
         assert_memory_equal(&back->regs, &state->regs, sizeof(state->regs));
         assert_memory_equal(back->msrs, state->msrs, sizeof(state->msrs));
         assert_memory_equal(&back->timer, &state->timer, sizeof(state->timer));
@@ -156,9 +157,17 @@ static void runs_too_long_too_short_or_uneven_are_refused(void **unused) {
 
 static void values_that_cannot_be_are_refused(void **unused) {
     (void)unused;
-    GByteArray *blob = example_blob();
-    blob->data[HEAD + SECTION + offsetof(StateMachine, stopped)] = 2;
-    assert_wrong(blob, "neither yes nor no");
+    static const StateMachine wrong[] = {{.stopped = 2},
+                                         {.ended = STATE_END_MAX},
+                                         {.status = 1},
+                                         {.ended = STATE_FAILED, .status = 1},
+                                         {.zeros = {1}}};
+    GByteArray *blob;
+    for (gsize i = 0; i < G_N_ELEMENTS(wrong); i++) {
+        blob = example_blob();
+        memcpy(blob->data + HEAD + SECTION, &wrong[i], sizeof(*wrong));
+        assert_wrong(blob, "neither yes nor no");
+    }
     blob = example_blob();
     blob->data[section_at(blob, 3) + SECTION + offsetof(SerialState, n_queued)] = SERIAL_QUEUE_BYTES + 1;
     assert_wrong(blob, "queue is too long");

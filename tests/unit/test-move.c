@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "expect.h"
 #include "move-guest.h"
 
 #include <stdlib.h>
@@ -21,7 +22,8 @@ enum { PATIENCE_MS = 30000, CANCELS = 25, CROSSINGS = 12 };
 #define RAM_BYTES ((size_t)32 << 20)
 
 typedef struct {
-    MoveGuest source, destination;
+    MoveGuest guests[2];
+    MoveGuest *source, *destination;
     SnapOutgoing *outgoing;
     SnapIncoming *incoming;
     SnapOutgoingOptions options;
@@ -59,14 +61,14 @@ static const Way ways[] = {
 
 /* FALSE: such memory is not to be had. */
 static bool move_init(Move *move, const Way *way) {
-    *move = (Move){0};
-    if (!move_guest_init(&move->source, way->kind, RAM_BYTES, way->period_ns)) {
+    *move = (Move){.source = &move->guests[0], .destination = &move->guests[1]};
+    if (!move_guest_init(move->source, way->kind, RAM_BYTES, way->period_ns)) {
         print_message("  %s: skipped, there is no such memory to be had\n", way->name);
         return false;
     }
-    if (!move_guest_init_empty(&move->destination, way->kind, RAM_BYTES, way->period_ns)) {
+    if (!move_guest_init_empty(move->destination, way->kind, RAM_BYTES, way->period_ns)) {
         print_message("  %s: skipped, there is not enough such memory\n", way->name);
-        move_guest_clear(&move->source);
+        move_guest_clear(move->source);
         return false;
     }
     strcpy(move->folder, "move-XXXXXX");
@@ -83,13 +85,13 @@ static bool move_init(Move *move, const Way *way) {
 static void move_receive(Move *move) {
     g_autoptr(GError) error = NULL;
     SnapIncomingOptions options = {.uri = move->uri};
-    move->incoming = snap_incoming_start(move->destination.guest, &options, NULL, NULL, &error);
+    move->incoming = snap_incoming_start(move->destination->guest, &options, NULL, NULL, &error);
     fail_on(error);
 }
 
 static void move_send(Move *move) {
     g_autoptr(GError) error = NULL;
-    move->outgoing = snap_outgoing_start(move->source.guest, &move->options, NULL, NULL, &error);
+    move->outgoing = snap_outgoing_start(move->source->guest, &move->options, NULL, NULL, &error);
     fail_on(error);
 }
 
@@ -114,77 +116,75 @@ static void move_close(Move *move) {
 /* Whoever has it has it as it was, and is alone. */
 static void move_end(Move *move) {
     move_close(move);
-    assert_true(move->source.lives != move->destination.lives);
-    MoveGuest *guest = move->source.lives ? &move->source : &move->destination;
+    assert_true(move->source->lives != move->destination->lives);
+    MoveGuest *guest = move->source->lives ? move->source : move->destination;
     move_guest_check_runs(guest);
     move_guest_check(guest);
-    assert_int_equal(move_count(&move->source.throttle), 0);
-    move_guest_clear(&move->source);
-    move_guest_clear(&move->destination);
+    assert_int_equal(move_count(&move->source->throttle), 0);
+    move_guest_clear(move->source);
+    move_guest_clear(move->destination);
     assert_int_equal(rmdir(move->folder), 0);
 }
 
-static void await_phase(Move *move, SnapMigrationPhase phase) {
+static SnapMigrationStats stats_of(const Move *move) {
     SnapMigrationStats stats;
-    for (int i = 0; i < PATIENCE_MS; i++) {
-        snap_outgoing_get_stats(move->outgoing, &stats);
-        if (stats.phase == phase) {
-            return;
-        }
+    snap_outgoing_get_stats(move->outgoing, &stats);
+    return stats;
+}
+
+static void await_phase(Move *move, SnapMigrationPhase phase) {
+    for (int ms = 0; ms < PATIENCE_MS && stats_of(move).phase != phase; ms++) {
         g_usleep(1000);
     }
-    fail_msg("%s, and not %s", snap_migration_phase_name(stats.phase), snap_migration_phase_name(phase));
+    assert_string_equal(snap_migration_phase_name(stats_of(move).phase), snap_migration_phase_name(phase));
 }
+
+/* ---- there ----------------------------------------------------------------------------------------------- */
 
 static void guest_moved_each_way_is_whole(void **state) {
     (void)state;
     for (size_t i = 0; i < G_N_ELEMENTS(ways); i++) {
         Move move;
-        SnapMigrationStats stats;
         if (!move_init(&move, &ways[i])) {
             continue;
         }
         move_begin(&move);
         move_wait(&move);
-        snap_outgoing_get_stats(move.outgoing, &stats);
+        SnapMigrationStats stats = stats_of(&move);
         assert_int_equal(stats.phase, SNAP_MIGRATION_COMPLETED);
         assert_true((stats.multifd_bytes > 0) == (ways[i].n_channels > 1));
         if (ways[i].compress == SNAP_COMPRESS_ZSTD) {
             assert_true(stats.sent_bytes < stats.pages_normal * stats.page_bytes);
         }
-        assert_int_equal(move_count(&move.source.hand_overs), 1);
-        assert_true(move.destination.lives);
+        assert_int_equal(move_count(&move.source->hand_overs), 1);
+        assert_true(move.destination->lives);
         move_end(&move);
     }
 }
 
-/* Each time from where it went before. */
+/* From where it went before. */
+static void move_on(Move *move, const Way *way) {
+    MoveGuest *left = move->source;
+    move_guest_clear(left);
+    move->source = move->destination;
+    move->destination = left;
+    assert_true(move_guest_init_empty(left, way->kind, RAM_BYTES, way->period_ns));
+    move_begin(move);
+}
+
 static void guest_moved_again_and_again_is_whole(void **state) {
     (void)state;
-    const Way *way = &slowly;
-    MoveGuest guests[CROSSINGS];
     Move move;
-    assert_true(move_init(&move, way));
-    guests[0] = move.source;
-    move_guest_clear(&move.destination);
-    move_guest_clear(&move.source);
-    assert_true(move_guest_init(&guests[0], way->kind, RAM_BYTES, way->period_ns));
+    assert_true(move_init(&move, &slowly));
+    move_begin(&move);
     for (int i = 1; i < CROSSINGS; i++) {
-        g_autoptr(GError) error = NULL;
-        assert_true(move_guest_init_empty(&guests[i], way->kind, RAM_BYTES, way->period_ns));
-        SnapIncomingOptions options = {.uri = move.uri};
-        move.incoming = snap_incoming_start(guests[i].guest, &options, NULL, NULL, &error);
-        fail_on(error);
-        move.outgoing = snap_outgoing_start(guests[i - 1].guest, &move.options, NULL, NULL, &error);
-        fail_on(error);
         move_wait(&move);
         move_close(&move);
-        move_guest_clear(&guests[i - 1]);
-        move_guest_check_runs(&guests[i]);
+        move_guest_check_runs(move.destination);
+        move_on(&move, &slowly);
     }
-    move_guest_check(&guests[CROSSINGS - 1]);
-    move_guest_clear(&guests[CROSSINGS - 1]);
-    assert_int_equal(rmdir(move.folder), 0);
+    move_wait(&move);
+    move_end(&move);
 }
 
 static void guest_moved_through_a_file_is_whole(void **state) {
@@ -205,33 +205,29 @@ static void guest_moved_through_a_file_is_whole(void **state) {
 
 /* ---- refused --------------------------------------------------------------------------------------------- */
 
+static void expect_refused(Move *move, const char *words) {
+    GError *error = NULL;
+    move_begin(move);
+    expect_error(snap_outgoing_wait(move->outgoing, PATIENCE_MS, &error), &error, SNAP_ERROR_REFUSED, words);
+    assert_int_equal(move_count(&move->source->resumes), 1);
+    assert_int_equal(move_count(&move->source->hand_overs), 0);
+    move_end(move);
+}
+
 static void guest_whose_state_is_refused_stays(void **state) {
     (void)state;
-    g_autoptr(GError) error = NULL;
     Move move;
     assert_true(move_init(&move, &ways[0]));
-    move.destination.fails_to_load = true;
-    move_begin(&move);
-    assert_false(snap_outgoing_wait(move.outgoing, PATIENCE_MS, &error));
-    assert_true(g_error_matches(error, SNAP_ERROR, SNAP_ERROR_REFUSED));
-    assert_non_null(strstr(error->message, "the disk is not there"));
-    assert_int_equal(move_count(&move.source.resumes), 1);
-    move_end(&move);
+    move.destination->fails_to_load = true;
+    expect_refused(&move, "the disk is not there");
 }
 
 static void guest_that_cannot_be_started_there_comes_back(void **state) {
     (void)state;
-    g_autoptr(GError) error = NULL;
     Move move;
     assert_true(move_init(&move, &ways[0]));
-    move.destination.fails_to_start = true;
-    move_begin(&move);
-    assert_false(snap_outgoing_wait(move.outgoing, PATIENCE_MS, &error));
-    assert_true(g_error_matches(error, SNAP_ERROR, SNAP_ERROR_REFUSED));
-    assert_non_null(strstr(error->message, "the key does not fit"));
-    assert_int_equal(move_count(&move.source.resumes), 1);
-    assert_int_equal(move_count(&move.source.hand_overs), 0);
-    move_end(&move);
+    move.destination->fails_to_start = true;
+    expect_refused(&move, "the key does not fit");
 }
 
 /* At whatever moment: one side has it, and only one. */
@@ -239,17 +235,16 @@ static void guest_cancelled_at_any_time_is_somewhere(void **state) {
     (void)state;
     unsigned stayed = 0;
     for (unsigned i = 0; i < CANCELS; i++) {
-        g_autoptr(GError) error = NULL;
         Move move;
         assert_true(move_init(&move, &ways[i % 3]));
         move.options.limits.max_bandwidth_bytes = i % 2 ? 400 << 20 : 0;
         move_begin(&move);
         g_usleep((gulong)g_random_int_range(0, i % 2 ? 250000 : 60000));
         gboolean cancelled = snap_outgoing_cancel(move.outgoing, NULL);
-        gboolean moved = snap_outgoing_wait(move.outgoing, PATIENCE_MS, &error);
+        gboolean moved = snap_outgoing_wait(move.outgoing, PATIENCE_MS, NULL);
         assert_true(cancelled != moved);
         snap_incoming_wait(move.incoming, PATIENCE_MS, NULL);
-        assert_true(move.source.lives == (bool)cancelled);
+        assert_true(move.source->lives == (bool)cancelled);
         stayed += cancelled ? 1 : 0;
         move_end(&move);
     }
@@ -258,37 +253,38 @@ static void guest_cancelled_at_any_time_is_somewhere(void **state) {
 
 /* ---- post-copy ------------------------------------------------------------------------------------------- */
 
+static void move_by_postcopy(const Way *way, bool at_once) {
+    g_autoptr(GError) error = NULL;
+    Move move;
+    if (!move_init(&move, way)) {
+        return;
+    }
+    move.options.may_postcopy = TRUE;
+    move.options.limits.max_bandwidth_bytes = at_once ? 0 : 200 << 20;
+    move.options.limits.max_postcopy_bandwidth_bytes = 200 << 20;
+    move.options.limits.downtime_limit_ms = 1;
+    move_begin(&move);
+    if (!at_once) {
+        await_phase(&move, SNAP_MIGRATION_ACTIVE);
+        g_usleep(30000);
+    }
+    snap_outgoing_start_postcopy(move.outgoing, &error);
+    if (error) { /* the guest was quicker than we */
+        print_message("    %s\n", error->message);
+    }
+    move_wait(&move);
+    if (!error && at_once) {
+        assert_true(stats_of(&move).postcopy_bytes > RAM_BYTES / 4 || way->compress != SNAP_COMPRESS_NONE);
+        assert_true(stats_of(&move).postcopy_requests > 0);
+    }
+    move_end(&move);
+}
+
 static void guest_moved_by_postcopy_is_whole(void **state) {
     (void)state;
     for (size_t i = 0; i < G_N_ELEMENTS(ways); i++) {
-        for (unsigned at_once = 0; at_once < 2; at_once++) {
-            g_autoptr(GError) error = NULL;
-            SnapMigrationStats stats;
-            Move move;
-            if (!move_init(&move, &ways[i])) {
-                continue;
-            }
-            move.options.may_postcopy = TRUE;
-            move.options.limits.max_bandwidth_bytes = at_once ? 0 : 200 << 20;
-            move.options.limits.max_postcopy_bandwidth_bytes = 200 << 20;
-            move.options.limits.downtime_limit_ms = 1;
-            move_begin(&move);
-            if (!at_once) {
-                await_phase(&move, SNAP_MIGRATION_ACTIVE);
-                g_usleep(30000);
-            }
-            snap_outgoing_start_postcopy(move.outgoing, &error);
-            if (error) { /* the guest was quicker than we */
-                print_message("    %s\n", error->message);
-            }
-            move_wait(&move);
-            snap_outgoing_get_stats(move.outgoing, &stats);
-            if (!error && at_once) {
-                assert_true(stats.postcopy_bytes > RAM_BYTES / 4 || ways[i].compress != SNAP_COMPRESS_NONE);
-                assert_true(stats.postcopy_requests > 0);
-            }
-            move_end(&move);
-        }
+        move_by_postcopy(&ways[i], false);
+        move_by_postcopy(&ways[i], true);
     }
 }
 
@@ -296,26 +292,24 @@ static void guest_moved_by_postcopy_is_whole(void **state) {
  * here. */
 static bool await_unconnected(Move *move) {
     g_autoptr(GError) error = NULL;
-    SnapMigrationStats stats;
     if (snap_outgoing_wait(move->outgoing, PATIENCE_MS, &error)) {
         return false;
     }
     assert_true(g_error_matches(error, SNAP_ERROR, SNAP_ERROR_IO));
     snap_incoming_wait(move->incoming, PATIENCE_MS, NULL);
-    snap_outgoing_get_stats(move->outgoing, &stats);
-    assert_int_equal(stats.phase, SNAP_MIGRATION_UNCONNECTED);
-    assert_int_equal(stats.since, SNAP_MIGRATION_POSTCOPY);
+    assert_int_equal(stats_of(move).phase, SNAP_MIGRATION_UNCONNECTED);
+    assert_int_equal(stats_of(move).since, SNAP_MIGRATION_POSTCOPY);
     return true;
 }
 
 /* FALSE: it is over; a guest that touches all of its memory has it soon. */
 static bool await_postcopy(Move *move) {
-    SnapMigrationStats stats;
+    SnapMigrationPhase phase;
     do {
         g_usleep(1000);
-        snap_outgoing_get_stats(move->outgoing, &stats);
-    } while (stats.phase != SNAP_MIGRATION_POSTCOPY && stats.phase != SNAP_MIGRATION_COMPLETED);
-    return stats.phase == SNAP_MIGRATION_POSTCOPY;
+        phase = stats_of(move).phase;
+    } while (phase != SNAP_MIGRATION_POSTCOPY && phase != SNAP_MIGRATION_COMPLETED);
+    return phase == SNAP_MIGRATION_POSTCOPY;
 }
 
 /* Lose the connection, and find it again. */
@@ -328,7 +322,7 @@ static bool cut(Move *move) {
     if (!snap_outgoing_pause(move->outgoing, NULL) || !await_unconnected(move)) {
         return false;
     }
-    assert_int_equal(move_count(&move->source.resumes), 0);
+    assert_int_equal(move_count(&move->source->resumes), 0);
     snap_incoming_recover(move->incoming, move->uri, &error);
     fail_on(error);
     snap_outgoing_resume(move->outgoing, move->uri, &error);
@@ -341,7 +335,6 @@ static void guest_moved_by_postcopy_in_pieces_is_whole(void **state) {
     static const Way seldom = {"anon, seldom", "anon", 1, SNAP_COMPRESS_NONE, 500000};
     static const Way *const chosen[] = {&seldom, &ways[2], &ways[6], &ways[8]};
     for (size_t i = 0; i < G_N_ELEMENTS(chosen); i++) {
-        SnapMigrationStats stats;
         Move move;
         if (!move_init(&move, chosen[i])) {
             continue;
@@ -355,8 +348,8 @@ static void guest_moved_by_postcopy_in_pieces_is_whole(void **state) {
             cuts++;
         }
         move_wait(&move);
-        snap_outgoing_get_stats(move.outgoing, &stats);
         if (chosen[i] == &seldom) { /* the rest came by itself */
+            SnapMigrationStats stats = stats_of(&move);
             assert_int_equal(cuts, 3);
             assert_true(stats.postcopy_requests < RAM_BYTES / stats.page_bytes / 2);
         }
@@ -366,12 +359,21 @@ static void guest_moved_by_postcopy_in_pieces_is_whole(void **state) {
 
 /* ---- replication ----------------------------------------------------------------------------------------- */
 
-static void await_epoch(Move *move, uint64_t epoch) {
-    SnapMigrationStats stats = {0};
-    for (int i = 0; i < PATIENCE_MS && stats.epoch < epoch; i++) {
-        g_usleep(1000);
-        snap_outgoing_get_stats(move->outgoing, &stats);
+/* FALSE: such memory is not to be had. */
+static bool replicate(Move *move, const Way *way) {
+    if (!move_init(move, way)) {
+        return false;
     }
+    move->options.epoch_ms = 10;
+    move_begin(move);
+    return true;
+}
+
+static void await_epoch(Move *move, uint64_t epoch) {
+    for (int ms = 0; ms < PATIENCE_MS && stats_of(move).epoch < epoch; ms++) {
+        g_usleep(1000);
+    }
+    SnapMigrationStats stats = stats_of(move);
     assert_true(stats.epoch >= epoch);
     assert_int_equal(stats.phase, SNAP_MIGRATION_STANDBY);
     assert_true(stats.epoch_pause_ns > 0);
@@ -384,17 +386,15 @@ static void standby_promoted_goes_on_from_an_epoch(void **state) {
         g_autoptr(GError) error = NULL;
         SnapMigrationStats stats;
         Move move;
-        if (!move_init(&move, &ways[i])) {
+        if (!replicate(&move, &ways[i])) {
             continue;
         }
-        move.options.epoch_ms = 10;
-        move_begin(&move);
         await_epoch(&move, 5);
-        move_guest_check_runs(&move.source);
+        move_guest_check_runs(move.source);
         g_clear_pointer(&move.outgoing, snap_outgoing_free);
-        move_guest_check_runs(&move.source);
-        move_guest_check(&move.source);
-        move.source.lives = false;
+        move_guest_check_runs(move.source);
+        move_guest_check(move.source);
+        move.source->lives = false;
         snap_incoming_wait(move.incoming, PATIENCE_MS, NULL);
         snap_incoming_get_stats(move.incoming, &stats);
         assert_true(stats.epoch >= 5);
@@ -402,7 +402,7 @@ static void standby_promoted_goes_on_from_an_epoch(void **state) {
         fail_on(error);
         snap_incoming_wait(move.incoming, PATIENCE_MS, &error);
         fail_on(error);
-        assert_int_equal(move_count(&move.destination.starts), 1);
+        assert_int_equal(move_count(&move.destination->starts), 1);
         move_end(&move);
     }
 }
@@ -413,31 +413,26 @@ static void standby_handed_over_is_whole(void **state) {
     for (size_t i = 0; i < G_N_ELEMENTS(chosen); i++) {
         g_autoptr(GError) error = NULL;
         Move move;
-        if (!move_init(&move, &ways[chosen[i]])) {
+        if (!replicate(&move, &ways[chosen[i]])) {
             continue;
         }
-        move.options.epoch_ms = 10;
-        move_begin(&move);
         await_epoch(&move, 3);
         snap_outgoing_hand_over(move.outgoing, &error);
         fail_on(error);
         move_wait(&move);
-        assert_int_equal(move_count(&move.source.hand_overs), 1);
+        assert_int_equal(move_count(&move.source->hand_overs), 1);
         move_end(&move);
     }
 }
 
 static void replicated_guest_whose_standby_goes_runs_on(void **state) {
     (void)state;
-    g_autoptr(GError) error = NULL;
     Move move;
-    assert_true(move_init(&move, &ways[0]));
-    move.options.epoch_ms = 10;
-    move_begin(&move);
+    assert_true(replicate(&move, &ways[0]));
     await_epoch(&move, 2);
     g_clear_pointer(&move.incoming, snap_incoming_free);
-    assert_false(snap_outgoing_wait(move.outgoing, PATIENCE_MS, &error));
-    assert_int_equal(move_count(&move.source.resumes), move_count(&move.source.pauses));
+    assert_false(snap_outgoing_wait(move.outgoing, PATIENCE_MS, NULL));
+    assert_int_equal(move_count(&move.source->resumes), move_count(&move.source->pauses));
     move_end(&move);
 }
 

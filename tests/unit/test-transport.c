@@ -191,6 +191,33 @@ static void exec_has_signals_as_by_default(void **state) {
     sigaction(SIGPIPE, &before, NULL);
 }
 
+/* ---- in the place of libc's ------------------------------------------------------------------------------ */
+
+static int n_syncs;
+static off_t synced_bytes; /* the length of the file that was synced last */
+static int sync_errno;     /* not 0: it fails */
+
+static int note_sync(int fd) {
+    struct stat about;
+    n_syncs++;
+    if (fstat(fd, &about) == 0 && S_ISREG(about.st_mode))
+        synced_bytes = about.st_size;
+    errno = sync_errno;
+    return sync_errno != 0 ? -1 : 0;
+}
+
+int __real_fsync(int fd);
+int __wrap_fsync(int fd);
+int __wrap_fsync(int fd) {
+    return note_sync(fd) < 0 ? -1 : __real_fsync(fd);
+}
+
+int __real_fdatasync(int fd);
+int __wrap_fdatasync(int fd);
+int __wrap_fdatasync(int fd) {
+    return note_sync(fd) < 0 ? -1 : __real_fdatasync(fd);
+}
+
 /* ---- file: ----------------------------------------------------------------------------------------------- */
 
 static int open_to_write(SnapTransport *source) {
@@ -255,6 +282,30 @@ static void file_that_is_kept_replaces_the_old_one(void **state) {
     unlink(uri + 5);
 }
 
+/* Each time it is put on the disk, and that it cannot be is told. */
+static void file_that_is_kept_again_is_synced_again(void **state) {
+    g_autofree char *uri = uri_in(state, "file:", "f"), *text = NULL;
+    GError *error = NULL;
+    g_autoptr(SnapTransport) source = new_source(uri);
+    expect_good(snap_transport_keep(source, &error), &error); /* nothing was written yet */
+    int out = open_to_write(source);
+    n_syncs = 0;
+    for (int i = 1; i <= 3; i++) {
+        assert_int_equal(write(out, "once", 4), 4);
+        expect_good(snap_transport_keep(source, &error), &error);
+        assert_int_equal(n_syncs, i + 1); /* and the folder, for the name */
+        assert_int_equal(synced_bytes, 4 * i);
+    }
+    sync_errno = ENOSPC;
+    expect_error(snap_transport_keep(source, &error), &error, SNAP_ERROR_IO, "No space");
+    sync_errno = 0;
+    close(out);
+    g_clear_pointer(&source, snap_transport_free);
+    assert_true(g_file_get_contents(uri + 5, &text, NULL, NULL));
+    assert_string_equal(text, "onceonceonce");
+    unlink(uri + 5);
+}
+
 static void file_that_cannot_be_is_refused(void **state) {
     const Rig *rig = *state;
     g_autofree char *none = uri_in(state, "file:", "none/f"), *pipe = uri_in(state, "file:", "p");
@@ -298,6 +349,7 @@ int main(void) {
         TEST(file_that_is_kept_can_be_read),
         TEST(file_that_is_not_kept_leaves_the_old_one),
         TEST(file_that_is_kept_replaces_the_old_one),
+        TEST(file_that_is_kept_again_is_synced_again),
         TEST(file_that_cannot_be_is_refused),
         TEST(file_that_cannot_be_named_is_told),
     };

@@ -376,6 +376,8 @@ static void short_ones_field_by_field_are_checked(void **state) {
         {SNAP_WIRE_READY, -1, 1, {{0}}, wrong_length},
         {SNAP_WIRE_ALIVE, -1, 0, {{15, 1, 1}}, reserved},
         {SNAP_WIRE_ALIVE, -1, -1, {{0}}, wrong_length},
+        {SNAP_WIRE_LAYOUT, -1, 0, {{0, 8, UINT64_MAX}}, NULL},
+        {SNAP_WIRE_LAYOUT, -1, 0, {{8, 8, 1}}, reserved},
         {SNAP_WIRE_GO, -1, -1, {{0}}, wrong_length},
         {SNAP_WIRE_STARTED, -1, 1, {{0}}, wrong_length},
         {SNAP_WIRE_REQUEST, -1, 0, {{0, 4, 65535}}, NULL},

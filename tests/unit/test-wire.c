@@ -137,7 +137,7 @@ static void head_beyond_its_limits_is_refused(void **state) {
 static void name_of_what_is_no_type_is_null(void **state) {
     (void)state;
     assert_string_equal(snap_wire_name(SNAP_WIRE_HELLO), "HELLO");
-    assert_string_equal(snap_wire_name(SNAP_WIRE_ALIVE), "ALIVE");
+    assert_string_equal(snap_wire_name(SNAP_WIRE_LAYOUT), "LAYOUT");
     assert_null(snap_wire_name(SNAP_WIRE_NONE));
     assert_null(snap_wire_name(SNAP_WIRE_MAX));
     assert_null(snap_wire_name((SnapWireType)77777));

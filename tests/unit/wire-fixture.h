@@ -169,6 +169,7 @@ static const FixRecord fix_records[] = {
     [SNAP_WIRE_ALL_SENT] = {FROM_S, 0, 0, encode_id, recode_id},
     [SNAP_WIRE_COMPLETE] = {FROM_D, 0, 0, encode_id, recode_id},
     [SNAP_WIRE_ALIVE] = {FROM_D, 0, 0, encode_number, recode_number},
+    [SNAP_WIRE_LAYOUT] = {FROM_S, 0, 0, encode_number, recode_number},
 };
 G_STATIC_ASSERT(G_N_ELEMENTS(fix_records) == SNAP_WIRE_MAX);
 

@@ -3,7 +3,7 @@
  *
  * Happy path, leaving: pause(STOP) has the processor stand and takes the state of all devices; get_state makes a
  * blob of it, which may be after the guest was resumed. Arriving: the machine was made to wait; memory comes in,
- * load_state gives the state to KVM; start lets it run, if it ran.
+ * load_state gives the state to KVM; start lets it run, if it ran; one that had ended has ended here as well.
  *
  * Failure modes: a state that does not fit this machine is refused by load_state, by name. The machine is never
  * run then: INCOMING is given up only by start, which needs a state that was loaded.
@@ -35,6 +35,7 @@ static gboolean take_state(Microvm *vm, GError **error) {
     Holds holds = runner_holds(&vm->runner);
     state->machine =
         (StateMachine){.ram_bytes = vm->vm.ram.length_bytes, .stopped = hold_has(&holds, HOLD_CLIENT)};
+    state->machine.ended = (uint8_t)runner_end(&vm->runner, &state->machine.status);
     state->serial = vm->ports.serial.state;
     state->config = vm->ports.config;
     if (!vm_get_state(&vm->vm, state, error) || !registers_get(&vm->vcpu, state, error))
@@ -124,7 +125,7 @@ static gboolean load_state(void *opaque, GPtrArray *states, GError **error) {
         return FALSE;
     vm->ports.serial.state = state->serial;
     vm->ports.config = state->config;
-    vm->arrives_stopped = state->machine.stopped != 0;
+    vm->arrives = state->machine;
     vm->loaded = TRUE;
     return TRUE;
 }
@@ -133,8 +134,10 @@ static gboolean start(void *opaque, GError **error) {
     Microvm *vm = opaque;
     if (!vm->loaded)
         return refuse(error, SNAP_ERROR_REFUSED, "there is none yet");
-    if (vm->arrives_stopped)
+    if (vm->arrives.stopped)
         runner_hold(&vm->runner, HOLD_CLIENT);
+    if (vm->arrives.ended)
+        runner_arrive_ended(&vm->runner, vm->arrives.ended, vm->arrives.status);
     runner_release(&vm->runner, HOLD_INCOMING);
     return TRUE;
 }

@@ -11,8 +11,8 @@ struct Microvm {
     Runner runner;
 
     /* the thread of the job that works on the guest */
-    MachineState *taken;      /* (nullable) in the last pause */
-    gint64 paused_us;         /* 0: it is not */
-    gboolean loaded;          /* a state that start may run */
-    gboolean arrives_stopped; /* where it was before, a client had stopped it */
+    MachineState *taken;  /* (nullable) in the last pause */
+    gint64 paused_us;     /* 0: it is not */
+    gboolean loaded;      /* a state that start may run */
+    StateMachine arrives; /* why it does not run where it was before */
 };

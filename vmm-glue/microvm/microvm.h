@@ -37,7 +37,8 @@ typedef struct {
     const char *words;  /* BOOT: (nullable) its command line */
     /*
      * It has ended: @why is NULL where it has said so, with @status, and otherwise what happened to it. Once at
-     * most, in the processor's thread: be quick, do not call back.
+     * most, in the processor's thread; of a guest that had ended before it was moved here, in that of the move. Be
+     * quick, do not call back.
      */
     void (*on_end)(int status, const char *why, void *opaque);
     void *opaque;

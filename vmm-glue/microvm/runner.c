@@ -63,6 +63,15 @@ static gboolean may_run_locked(Runner *runner) {
     return FALSE;
 }
 
+static void end_with(Runner *runner, StateEnd end, uint8_t status, const char *why) {
+    g_mutex_lock(&runner->lock);
+    hold_add(&runner->holds, HOLD_ENDED);
+    runner->end = end;
+    runner->end_status = status;
+    g_mutex_unlock(&runner->lock);
+    runner->on_end(status, why, runner->opaque);
+}
+
 /* The access that ended it is completed, so that its state is one that can be got. */
 static void end_guest(Runner *runner, VcpuStop stop, uint8_t status, const char *why) {
     uint8_t ignored_status;
@@ -70,10 +79,7 @@ static void end_guest(Runner *runner, VcpuStop stop, uint8_t status, const char 
     vcpu_leave(runner->vcpu);
     if (stop == VCPU_EXITED)
         vcpu_run(runner->vcpu, runner->ports, &ignored_status, &ignored_why);
-    g_mutex_lock(&runner->lock);
-    hold_add(&runner->holds, HOLD_ENDED);
-    g_mutex_unlock(&runner->lock);
-    runner->on_end(status, why, runner->opaque);
+    end_with(runner, stop == VCPU_EXITED ? STATE_EXITED : STATE_FAILED, status, why);
 }
 
 static void run_guest(Runner *runner) {
@@ -157,6 +163,19 @@ Holds runner_holds(Runner *runner) {
     Holds holds = runner->holds;
     g_mutex_unlock(&runner->lock);
     return holds;
+}
+
+StateEnd runner_end(Runner *runner, uint8_t *ret_status) {
+    g_mutex_lock(&runner->lock);
+    StateEnd end = runner->end;
+    *ret_status = runner->end_status;
+    g_mutex_unlock(&runner->lock);
+    return end;
+}
+
+void runner_arrive_ended(Runner *runner, StateEnd end, uint8_t status) {
+    g_assert(end != STATE_NOT_ENDED);
+    end_with(runner, end, status, end == STATE_FAILED ? "the guest could not go on where it came from" : NULL);
 }
 
 void runner_throttle(Runner *runner, unsigned percent) {

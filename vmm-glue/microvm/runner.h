@@ -23,7 +23,7 @@
 
 /*
  * The guest has ended, or cannot go on: @why is NULL when it has written @status to its exit port. Called once at
- * most, in the processor's thread: be quick, do not call back.
+ * most, in the processor's thread, or by runner_arrive_ended(): be quick, do not call back.
  */
 typedef void (*RunnerEndFunc)(int status, const char *why, void *opaque);
 
@@ -40,7 +40,9 @@ typedef struct {
 
     /* under lock */
     Holds holds;
-    gboolean ready; /* the thread has said whether it can do its work */
+    StateEnd end;       /* where it is held as ENDED: how, */
+    uint8_t end_status; /* and with what */
+    gboolean ready;     /* the thread has said whether it can do its work */
     gboolean stands;
     gboolean quit;
     unsigned throttle_percent;
@@ -67,6 +69,11 @@ void runner_hold(Runner *runner, Hold hold);
 int runner_release(Runner *runner, Hold hold);
 /* The reasons there are. Thread: any. */
 Holds runner_holds(Runner *runner);
+
+/* How it has ended, if it has. @ret_status: of EXITED. Thread: any. */
+StateEnd runner_end(Runner *runner, uint8_t *ret_status);
+/* It has ended before it came here: it never runs. Thread: any. */
+void runner_arrive_ended(Runner *runner, StateEnd end, uint8_t status);
 
 /* At most 100 - @percent of the time, from now on; 0 to 99. Thread: any. */
 void runner_throttle(Runner *runner, unsigned percent);

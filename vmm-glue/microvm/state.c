@@ -9,14 +9,15 @@
  *     [4]  length in bytes
  *     [..] what it is
  *
- *     1  [8] bytes of memory [8] 1: a client had stopped it    9   kvm_debugregs
- *     2  [8] wall clock, ns since 1970 [8] time stamp counter  10  kvm_lapic_state
- *        [8] its kHz, kvm_clock_data                           11  kvm_vcpu_events
- *     3  COM1: [1] IER FCR LCR MCR SCR DLL DLM, [1] bytes in   12  kvm_cpuid_entry2, 1 to 256 of them
- *        its queue [16] the queue                              13  kvm_msr_entry, up to 512
- *     4  fw_cfg: [4] selector [4] position                     14  extended state, XSAVE's standard form
- *     5  kvm_mp_state                                          15  kvm_irqchip, 3 of them
- *     6  kvm_regs      7  kvm_sregs2      8  kvm_xcrs          16  kvm_pit_state2
+ *     1  [8] bytes of memory [1] 1: a client had stopped it    9   kvm_debugregs
+ *        [1] 1: it has ended, 2: it cannot go on               10  kvm_lapic_state
+ *        [1] the status it has ended with [5] zeros            11  kvm_vcpu_events
+ *     2  [8] wall clock, ns since 1970 [8] time stamp counter  12  kvm_cpuid_entry2, 1 to 256 of them
+ *        [8] its kHz, kvm_clock_data                           13  kvm_msr_entry, up to 512
+ *     3  COM1: [1] IER FCR LCR MCR SCR DLL DLM, [1] bytes in   14  extended state, XSAVE's standard form
+ *        its queue [16] the queue                              15  kvm_irqchip, 3 of them
+ *     4  fw_cfg: [4] selector [4] position                     16  kvm_pit_state2
+ *     5  kvm_mp_state  6  kvm_regs  7  kvm_sregs2  8  kvm_xcrs
  */
 #include "state.h"
 
@@ -152,9 +153,16 @@ static const char *decode_section(Input *input, uint32_t index, MachineState *st
     return NULL;
 }
 
+static gboolean machine_valid(const StateMachine *machine) {
+    static const uint8_t zeros[sizeof(machine->zeros)];
+    return machine->stopped <= 1 && machine->ended < STATE_END_MAX &&
+           (machine->status == 0 || machine->ended == STATE_EXITED) &&
+           memcmp(machine->zeros, zeros, sizeof(zeros)) == 0;
+}
+
 /* What no length tells. */
 static const char *check(const MachineState *state) {
-    if (state->machine.stopped > 1)
+    if (!machine_valid(&state->machine))
         return "whether it ran is neither yes nor no";
     if (!serial_state_valid(&state->serial))
         return "the serial port's queue is too long";

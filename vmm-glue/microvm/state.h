@@ -19,9 +19,15 @@
 #define STATE_MIN_XSAVE_BYTES 576u /* the legacy area, and the header that says what else there is */
 #define STATE_IRQCHIPS 3u
 
+typedef enum { STATE_NOT_ENDED, STATE_EXITED, STATE_FAILED, STATE_END_MAX } StateEnd;
+
+/* Why it does not run where it arrives either. */
 typedef struct {
     uint64_t ram_bytes;
-    uint64_t stopped; /* 1: by a client, so it does not run where it arrives either */
+    uint8_t stopped;  /* 1: by a client */
+    uint8_t ended;    /* StateEnd */
+    uint8_t status;   /* that it has EXITED with */
+    uint8_t zeros[5]; /* for later */
 } StateMachine;
 
 /* When the guest stood still, by its own clocks and by the wall's. */

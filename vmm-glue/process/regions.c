@@ -1,10 +1,14 @@
 /*
  * Listing and relating; the rules for one mapping are in classify.c.
  *
- *     first:  maps text → all mappings → classify → known
+ *     first:  maps text → all mappings, cut at borders of those known before → classify → known
  *     paused: maps text → for each mapping, cut at the borders of the known ones:
  *                 same memory as a known one  → a piece of that (touching pieces are joined)
  *                 anything else               → classify
+ *
+ * A mapping that grows is another one each time in the eyes of who logs it, and the kernel makes one of two where
+ * it can. So what was known stays apart from what is new beside it. Neighbours of about the same size are joined:
+ * there are not too many, and a byte is new again only when the region that it is in has grown by half.
  *
  * Invariants: names are label@address, so they are unique as long as regions do not overlap, which they do not;
  * known and current mappings are in ascending order.
@@ -138,6 +142,43 @@ static GArray *cut(const GPtrArray *known, const ProcMaps *maps) {
     return pieces;
 }
 
+/* ---- borders that stay ----------------------------------------------------------------------------------- */
+
+static gboolean are_of_a_size(const ProcMap *a, const ProcMap *b) {
+    uint64_t x = a->end - a->start, y = b->end - b->start;
+    return x <= 2 * y && y <= 2 * x;
+}
+
+/* @part follows those from @first on, which are of the same mapping. */
+static void add_part(GArray *parts, guint first, ProcMap part) {
+    while (parts->len > first) {
+        const ProcMap *last = &g_array_index(parts, ProcMap, parts->len - 1);
+        if (!are_of_a_size(last, &part)) {
+            break;
+        }
+        part.start = last->start;
+        part.offset = last->offset;
+        g_array_set_size(parts, parts->len - 1);
+    }
+    g_array_append_val(parts, part);
+}
+
+/* All mappings, cut at borders of @known. Return: of ProcMap, which borrow from @maps. */
+static GArray *cut_at_borders(const GPtrArray *known, const ProcMaps *maps) {
+    GArray *parts = g_array_sized_new(FALSE, TRUE, sizeof(ProcMap), maps->n_entries);
+    g_autoptr(GArray) pieces = g_array_new(FALSE, TRUE, sizeof(Piece));
+    guint cursor = 0;
+    for (guint i = 0; i < maps->n_entries; i++) {
+        guint first = parts->len;
+        g_array_set_size(pieces, 0);
+        cut_mapping(known, &cursor, &maps->entries[i], pieces);
+        for (guint k = 0; k < pieces->len; k++) {
+            add_part(parts, first, g_array_index(pieces, Piece, k).map);
+        }
+    }
+    return parts;
+}
+
 /* ---- regions ---------------------------------------------------------------------------------------------- */
 
 static SnapRegion *copy_region(const SnapRegion *region, const char *name, uint64_t start, uint64_t end) {
@@ -247,9 +288,14 @@ static gboolean list_first(Regions *regions, gboolean watched, GPtrArray *list, 
                                .page_bytes = regions->page_bytes,
                                .maps = maps,
                                .flags = flags};
-    g_clear_pointer(&regions->known, g_ptr_array_unref);
+    g_autoptr(GPtrArray) before = g_steal_pointer(&regions->known);
     regions->known = g_ptr_array_new_with_free_func((GDestroyNotify)classify_free);
-    classify(&context, maps->entries, maps->n_entries, regions->known);
+    if (before) {
+        g_autoptr(GArray) parts = cut_at_borders(before, maps);
+        classify(&context, (const ProcMap *)(const void *)parts->data, parts->len, regions->known);
+    } else {
+        classify(&context, maps->entries, maps->n_entries, regions->known);
+    }
     for (guint i = 0; i < regions->known->len; i++) {
         const Mapping *mapping = g_ptr_array_index(regions->known, i);
         add_region(list, region_of_piece(regions, mapping, mapping->map.start, mapping->map.end));

@@ -1,5 +1,5 @@
-/* Where a migration stream goes: see migration-uri.h. */
-#include "migration-uri.h"
+/* Where a migration stream goes: see stream-output.h. */
+#include "stream-output.h"
 
 #include "descriptors.h"
 

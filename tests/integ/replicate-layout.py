@@ -1,0 +1,268 @@
+#!/usr/bin/env python3
+"""A process that maps, unmaps and moves memory between two epochs of its replication: each image is what it had then.
+
+replicate-layout.py BUILD [WORD...]      only the cases whose name holds one of these words
+
+The process does as it is told, one thing at a time, at addresses of ours; nothing else of its memory is looked at.
+"""
+import ctypes
+import mmap
+import os
+import struct
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import badday  # noqa: E402
+import cases  # noqa: E402
+import children  # noqa: E402
+import qmpd  # noqa: E402
+
+BUILD = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] != "--guest" else None
+BASE = 0x100000000000
+PAGE = mmap.PAGESIZE
+MIB = 1 << 20
+
+# ---- the guest -----------------------------------------------------------------------------------------------
+
+
+def serve():
+    """Commands on standard input, one a line; "ok" for each."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
+    size, address = ctypes.c_size_t, ctypes.c_void_p
+    private, fixed = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 0x10
+    actions = {
+        "map": lambda at, n: libc.mmap(address(at), size(n), 3, private | fixed, -1, size(0)) == at,
+        "unmap": lambda at, n: libc.munmap(address(at), size(n)) == 0,
+        "put": lambda at, n, byte: ctypes.memset(at, byte, n),
+        "move": lambda at, n, to: libc.mremap(address(at), size(n), size(n), 3, address(to)) == to,
+        "hide": lambda at, n: libc.mprotect(address(at), size(n), 0) == 0,
+    }
+    print("ok", flush=True)
+    for line in sys.stdin:
+        name, *numbers = line.split()
+        print("ok" if actions[name](*(int(n) for n in numbers)) else f"errno {ctypes.get_errno()}", flush=True)
+
+
+class Guest(children.Child):
+    def __init__(self):
+        super().__init__([sys.executable, __file__, "--guest"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "ok\n"
+
+    def do(self, name, *numbers):
+        self.process.stdin.write(f"{name} {' '.join(str(n) for n in numbers)}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().strip()
+        assert answer == "ok", f"{name} {numbers}: {answer}"
+
+
+# ---- its images ----------------------------------------------------------------------------------------------
+
+
+class Core:
+    """The memory in an image."""
+
+    def __init__(self, image):
+        path = f"{image}.core"
+        shown = badday.vmsnap(BUILD, "export", image, "--format", "elf", "-o", path)
+        assert shown.returncode == 0, shown
+        with open(path, "rb") as file:
+            self.data = file.read()
+        os.unlink(path)
+        offset, n = struct.unpack_from("<Q", self.data, 32)[0], struct.unpack_from("<H", self.data, 56)[0]
+        heads = (struct.unpack_from("<IIQQQQQQ", self.data, offset + i * 56) for i in range(n))
+        self.loads = [(address, place, in_file) for kind, _, place, address, _, in_file, _, _ in heads if kind == 1]
+
+    def read(self, address, length):
+        """Bytes; None for what is not mapped."""
+        out = b""
+        for start, place, in_file in sorted(self.loads):
+            if start <= address < start + in_file and length:
+                n = min(length, start + in_file - address)
+                out += self.data[place + address - start:place + address - start + n]
+                address, length = address + n, length - n
+        return None if length else out
+
+
+class Replicated:
+    """A guest that is replicated, and its epochs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.guest = Guest()
+        self.server = qmpd.Vmsnapd(BUILD, folder).__enter__()
+        self.client = self.server.client()
+        self.expected = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.client.close()
+        try:
+            self.server.__exit__(*exception)
+        finally:
+            self.guest.close()
+
+    def start(self):
+        self.client.add_process("g", self.guest.process.pid)
+        self.client.command("replicate", path="chain", interval=40)
+        self.epoch()
+
+    def state(self):
+        state = self.client.command("query-migrate")
+        assert state["status"] in ("setup", "active", "colo"), state
+        return state
+
+    def epoch(self):
+        """One that has begun from now on; its number."""
+        before = self.state().get("epoch", 0)
+        badday.wait_until(lambda: self.state().get("epoch", 0) >= before + 2, 30, "two epochs")
+        return self.state()["epoch"]
+
+    def see(self, parts):
+        """The next epoch's image holds these: (address, length, byte, or None for what is not mapped)."""
+        self.expected[self.epoch()] = parts
+
+    def end(self):
+        self.client.command("migrate_cancel")
+        badday.wait_until(lambda: self.client.command("query-migrate")["status"] == "cancelled", 20, "it is cancelled")
+        self.client.command("target-del", id="g")
+        self.guest.do("put", BASE, 1, 1)  # it goes on
+        for epoch, parts in self.expected.items():
+            image = f"{self.folder}/chain/{epoch:06}"
+            shown = badday.vmsnap(BUILD, "verify", image)
+            assert shown.returncode == 0, shown
+            core = Core(image)
+            for address, length, byte in parts:
+                found = core.read(address, length)
+                wanted = None if byte is None else bytes([byte]) * length
+                assert found == wanted, f"epoch {epoch}: {address:#x}: {found and found[:8]!r}… instead of {byte}"
+
+
+# ---- cases ---------------------------------------------------------------------------------------------------
+
+
+def region_mapped_anew_hides_what_was_there(folder):
+    with Replicated(folder) as r:
+        r.guest.do("map", BASE, MIB)
+        r.guest.do("put", BASE, MIB, 0x11)
+        r.start()
+        r.see([(BASE, MIB, 0x11)])
+        r.guest.do("unmap", BASE, MIB)
+        r.guest.do("map", BASE, MIB)
+        r.guest.do("put", BASE + 5 * PAGE, PAGE, 0x22)
+        r.see([(BASE, 5 * PAGE, 0), (BASE + 5 * PAGE, PAGE, 0x22), (BASE + 6 * PAGE, MIB - 6 * PAGE, 0)])
+        r.guest.do("put", BASE, PAGE, 0x33)
+        r.see([(BASE, PAGE, 0x33), (BASE + PAGE, 4 * PAGE, 0), (BASE + 5 * PAGE, PAGE, 0x22)])
+        r.end()
+
+
+def region_that_is_cut_and_filled_again_is_followed(folder):
+    with Replicated(folder) as r:
+        r.guest.do("map", BASE, MIB)
+        r.guest.do("put", BASE, MIB, 0x11)
+        r.start()
+        r.guest.do("unmap", BASE + MIB // 2, MIB // 4)
+        r.see([(BASE, MIB // 2, 0x11), (BASE + MIB // 2, PAGE, None), (BASE + 3 * MIB // 4, MIB // 4, 0x11)])
+        r.guest.do("map", BASE + MIB // 2, MIB // 4)
+        r.see([(BASE, MIB // 2, 0x11), (BASE + MIB // 2, MIB // 4, 0), (BASE + 3 * MIB // 4, MIB // 4, 0x11)])
+        r.end()
+
+
+def region_that_grows_keeps_what_it_had(folder):
+    with Replicated(folder) as r:
+        r.guest.do("map", BASE, MIB)
+        r.guest.do("put", BASE, MIB, 0x11)
+        r.start()
+        for n in range(1, 5):
+            r.guest.do("map", BASE + n * MIB, MIB)
+            r.guest.do("put", BASE + n * MIB, MIB // 2, 0x11 + n)
+            r.see([(BASE + i * MIB, MIB // 2, 0x11 + i) for i in range(n + 1)]
+                  + [(BASE + n * MIB + MIB // 2, MIB // 2, 0)])
+        r.end()
+
+
+def region_that_grows_is_not_sent_again(folder):
+    """The kernel makes one mapping of what is there and what is added; at either end."""
+    size, middle = 32 * MIB, BASE + 64 * MIB
+    with Replicated(folder) as r:
+        r.guest.do("map", BASE, PAGE)
+        r.guest.do("map", middle, size)
+        r.guest.do("put", middle, size, 0x11)
+        r.start()
+        r.epoch()
+        before = r.state()["ram"]["transferred"]
+        low, high = middle, middle + size
+        for _ in range(8):
+            r.guest.do("map", high, MIB // 4)
+            r.guest.do("put", high, MIB // 4, 0x22)
+            r.guest.do("map", low - MIB // 4, MIB // 4)
+            r.guest.do("put", low - MIB // 4, MIB // 4, 0x33)
+            low, high = low - MIB // 4, high + MIB // 4
+            r.epoch()
+        r.see([(low, middle - low, 0x33), (middle, size, 0x11), (middle + size, high - middle - size, 0x22)])
+        sent = r.state()["ram"]["transferred"] - before
+        assert sent < size, f"{sent >> 20} MiB were sent for 4 MiB that are new"
+        r.end()
+
+
+def region_that_moves_is_where_it_is_now(folder):
+    to = BASE + 64 * MIB
+    with Replicated(folder) as r:
+        r.guest.do("map", BASE, MIB)
+        r.guest.do("put", BASE, MIB, 0x11)
+        r.start()
+        r.guest.do("move", BASE, MIB, to)
+        r.see([(BASE, PAGE, None), (to, MIB, 0x11)])
+        r.guest.do("put", to, PAGE, 0x22)
+        r.see([(BASE, PAGE, None), (to, PAGE, 0x22), (to + PAGE, MIB - PAGE, 0x11)])
+        r.guest.do("move", to, MIB, BASE)
+        r.see([(to, PAGE, None), (BASE, PAGE, 0x22), (BASE + PAGE, MIB - PAGE, 0x11)])
+        r.end()
+
+
+def region_that_is_new_and_large_comes_as_a_whole(folder):
+    """More of it than is copied while the process stands."""
+    with Replicated(folder) as r:
+        r.guest.do("map", BASE, PAGE)
+        r.start()
+        r.guest.do("map", BASE + MIB, 48 * MIB)
+        r.guest.do("put", BASE + MIB, 40 * MIB, 0x44)
+        r.see([(BASE + MIB, 40 * MIB, 0x44), (BASE + 41 * MIB, 8 * MIB, 0)])
+        r.end()
+
+
+def region_that_nobody_may_read_is_followed(folder):
+    with Replicated(folder) as r:
+        r.guest.do("map", BASE, PAGE)
+        r.guest.do("map", BASE + MIB, MIB)
+        r.guest.do("put", BASE + MIB, MIB, 0x55)
+        r.start()
+        r.guest.do("hide", BASE + MIB, MIB)
+        r.see([(BASE + MIB, MIB, 0x55)])
+        r.end()
+
+
+def process_that_never_rests_is_replicated(folder):
+    """It maps, fills and unmaps as fast as it can; what it leaves alone is as it was."""
+    with Replicated(folder) as r:
+        r.guest.do("map", BASE, MIB)
+        r.guest.do("put", BASE, MIB, 0x11)
+        r.start()
+        for i in range(300):
+            at = BASE + (2 + i % 7) * 4 * MIB
+            r.guest.do("map", at, 3 * MIB)
+            r.guest.do("put", at, 2 * MIB, 1 + i % 200)
+            r.guest.do("unmap", at + MIB * (i % 2), 2 * MIB)
+        r.see([(BASE, MIB, 0x11)])
+        r.end()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--guest":
+        serve()
+    else:
+        children.end_by_signal()
+        cases.run(globals(), sys.argv[2:])
