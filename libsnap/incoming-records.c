@@ -110,6 +110,7 @@ static gboolean on_layout(SnapIncoming *incoming, const SnapWireHead *head, GErr
     SnapIncomingLane *lane = incoming->link->lanes[0];
     uint64_t n = 0;
     const char *wrong = snap_wire_decode_number(head, lane->body, &n);
+    incoming->state = SNAP_INCOMING_LAYOUT; /* so that it can be told: no GO comes before another READY */
     if (!wrong && incoming->guest) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
                     "the guest's memory is laid out differently at the source now, and cannot be here");

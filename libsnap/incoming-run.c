@@ -112,7 +112,7 @@ static bool lacks_go(const SnapIncoming *incoming) {
 static bool may_say_why(const SnapIncoming *incoming, unsigned bits) {
     if (incoming->told || incoming->started || (bits & SNAP_ASKED_PROMOTE) != 0)
         return false;
-    if (incoming->hopeless || (bits & (SNAP_ASKED_CANCEL | SNAP_ASKED_END)) != 0)
+    if (!incoming->guest || incoming->hopeless || (bits & (SNAP_ASKED_CANCEL | SNAP_ASKED_END)) != 0)
         return true;
     return incoming->state != SNAP_INCOMING_READY && incoming->state != SNAP_INCOMING_STANDBY;
 }

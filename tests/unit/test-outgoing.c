@@ -282,6 +282,23 @@ static void source_waits_before_switchover_until_told(void **state) {
     rig_expect_completed(rig);
 }
 
+/* While the guest stands nobody writes, so what is sent then, and was not just dirtied, is what was told. */
+static void source_told_of_writes_sends_the_pages_again(void **state) {
+    g_autoptr(GError) error = NULL;
+    Rig *rig = *state;
+    rig->options.pause_before_switchover = TRUE;
+    rig_start(rig, PEER_AT_GO, peer_take_it);
+    rig_expect_phase(rig, SNAP_MIGRATION_PRE_SWITCHOVER);
+    uint64_t before = rig_stats(rig).pages_normal, page_bytes = rig_stats(rig).page_bytes;
+    snap_outgoing_mark_dirty(rig->outgoing, (uintptr_t)rig->guest.backing.arena, RAM_BYTES);
+    snap_outgoing_mark_dirty(rig->outgoing, 0, page_bytes); /* none of the guest's */
+    snap_outgoing_continue(rig->outgoing, &error);
+    fail_on(error);
+    rig_expect_completed(rig);
+    assert_true(rig_stats(rig).pages_normal - before >= RAM_BYTES / page_bytes);
+    snap_outgoing_mark_dirty(rig->outgoing, (uintptr_t)rig->guest.backing.arena, RAM_BYTES); /* it is over */
+}
+
 static void source_cancelled_before_switchover_guest_runs(void **state) {
     Rig *rig = *state;
     rig->options.pause_before_switchover = TRUE;
@@ -418,6 +435,7 @@ int main(void) {
         TEST(source_of_a_sparse_guest_sends_what_is_there),
         TEST(source_to_a_file_leaves_it_complete),
         TEST(source_waits_before_switchover_until_told),
+        TEST(source_told_of_writes_sends_the_pages_again),
         TEST(source_cancelled_before_switchover_guest_runs),
         TEST(source_cancelled_ends_at_once),
         TEST(source_freed_while_under_way_guest_runs),
