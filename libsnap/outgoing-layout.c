@@ -242,31 +242,31 @@ static bool is_the_same(const SnapRegion *a, const SnapRegion *b) {
            a->guest_address == b->guest_address && a->page_bytes == b->page_bytes && g_str_equal(a->name, b->name);
 }
 
-/* Of the regions that the guest has @now, how many are those that were announced, in their order. */
-static guint count_same(const SnapOutgoing *outgoing, const GPtrArray *now) {
-    guint n = 0;
-    while (n < now->len && n < outgoing->sources->len &&
-           is_the_same(g_ptr_array_index(now, n), snap_outgoing_region(outgoing, n))) {
-        n++;
+/* The first region of @now that is not as it was announced, or of those that were and are no more; NULL: none. */
+static const SnapRegion *find_other(const SnapOutgoing *outgoing, const GPtrArray *now) {
+    guint i = 0;
+    while (i < now->len && i < outgoing->sources->len &&
+           is_the_same(g_ptr_array_index(now, i), snap_outgoing_region(outgoing, i))) {
+        i++;
     }
-    return n;
+    return i < now->len                 ? g_ptr_array_index(now, i)
+           : i < outgoing->sources->len ? snap_outgoing_region(outgoing, i)
+                                        : NULL;
 }
 
-static gboolean fail_other(const SnapOutgoing *outgoing, const GPtrArray *now, guint n_same, GError **error) {
-    const SnapRegion *other =
-        n_same < now->len ? g_ptr_array_index(now, n_same) : snap_outgoing_region(outgoing, n_same);
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
-                "%s: the guest's memory is laid out differently than when the migration began", other->name);
-    return FALSE;
+static gboolean check_same(const SnapOutgoing *outgoing, const GPtrArray *now, GError **error) {
+    const SnapRegion *other = find_other(outgoing, now);
+    if (other) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
+                    "%s: the guest's memory is laid out differently than when the migration began%s", other->name,
+                    outgoing->n_lanes > 1 ? "; images can follow that over one channel, without multifd" : "");
+    }
+    return !other;
 }
 
 gboolean snap_outgoing_check_regions(SnapOutgoing *outgoing, GError **error) {
     g_autoptr(GPtrArray) now = list_now(outgoing, true, error);
-    guint n_same = now ? count_same(outgoing, now) : 0;
-    if (!now || (n_same == now->len && n_same == outgoing->sources->len)) {
-        return now != NULL;
-    }
-    return fail_other(outgoing, now, n_same, error);
+    return now && check_same(outgoing, now, error);
 }
 
 /* ---- another layout -------------------------------------------------------------------------------------- */
@@ -277,11 +277,10 @@ static uint64_t serial_of(const SnapOutgoing *outgoing, const SnapRegion *region
     return region->memory == SNAP_MEMORY_FIXED ? UINT64_MAX : snap_tracker_serial(outgoing->tracker, region);
 }
 
-void snap_outgoing_note_serials(SnapOutgoing *outgoing) {
-    for (guint i = 0; i < outgoing->sources->len; i++) {
-        SnapSource *source = snap_outgoing_source(outgoing, i);
-        source->serial = serial_of(outgoing, source->area->region);
-    }
+bool snap_outgoing_note_serial(const SnapOutgoing *outgoing, SnapSource *source) {
+    uint64_t before = source->serial;
+    source->serial = serial_of(outgoing, source->area->region);
+    return source->serial == before;
 }
 
 /* The source that @region is kept of, or NULL: it is new. */
@@ -346,12 +345,12 @@ static void keep_others(SnapOutgoing *outgoing, const GPtrArray *now, GPtrArray 
 
 gboolean snap_outgoing_update_layout(SnapOutgoing *outgoing, bool *ret_changed, GError **error) {
     g_autoptr(GPtrArray) now = list_now(outgoing, true, error);
-    *ret_changed = now && !is_unchanged(outgoing, now);
-    if (!*ret_changed) {
-        return now != NULL;
+    if (!now || !snap_outgoing_can_announce(outgoing)) {
+        return now && check_same(outgoing, now, error);
     }
-    if (outgoing->n_lanes > 1) {
-        return fail_other(outgoing, now, count_same(outgoing, now), error);
+    *ret_changed = !is_unchanged(outgoing, now);
+    if (!*ret_changed) {
+        return TRUE;
     }
     GPtrArray *sources = new_sources(outgoing, now, error);
     if (!sources) {

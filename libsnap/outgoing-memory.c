@@ -82,21 +82,25 @@ gboolean snap_outgoing_begin_log(SnapOutgoing *outgoing, GError **error) {
         return FALSE;
     }
     for (guint i = 0; i < outgoing->sources->len; i++) {
-        if (!snap_outgoing_add_source(outgoing, snap_outgoing_source(outgoing, i), false, error)) {
+        SnapSource *source = snap_outgoing_source(outgoing, i);
+        if (!snap_outgoing_add_source(outgoing, source, false, error)) {
             return FALSE;
         }
+        snap_outgoing_note_serial(outgoing, source);
     }
-    snap_outgoing_note_serials(outgoing);
     return TRUE;
 }
 
+/* Where it cannot be announced that a mapping is another one now, all of it is sent, its holes too. */
 gboolean snap_outgoing_collect(SnapOutgoing *outgoing, bool last, SnapDirtyStats *ret_stats, GError **error) {
     if (!snap_tracker_collect(outgoing->tracker, add_dirty, outgoing, ret_stats, error)) {
         return FALSE;
     }
-    for (guint i = 0; i < outgoing->sources->len && last; i++) {
+    bool announced = snap_outgoing_can_announce(outgoing);
+    for (guint i = 0; i < outgoing->sources->len; i++) {
         SnapSource *source = snap_outgoing_source(outgoing, i);
-        if (snap_source_is_late(source)) {
+        bool same = announced || snap_outgoing_note_serial(outgoing, source);
+        if (snap_source_is_late(source) ? last : !same) {
             add_all(source);
         }
     }

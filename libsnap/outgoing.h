@@ -265,8 +265,12 @@ void snap_outgoing_stop_alive(SnapOutgoing *outgoing);
 gboolean snap_outgoing_list(SnapOutgoing *outgoing, GError **error);
 /* The guest stands: that it still has just that. Errors: REFUSED. */
 gboolean snap_outgoing_check_regions(SnapOutgoing *outgoing, GError **error);
-/* The log has begun: remember which mappings these are. */
-void snap_outgoing_note_serials(SnapOutgoing *outgoing);
+/* Remember which mapping it is for the log now. Return: whether it is the same as the last time. */
+bool snap_outgoing_note_serial(const SnapOutgoing *outgoing, SnapSource *source);
+/* Whether other regions, and other mappings in their places, can be announced. */
+static inline bool snap_outgoing_can_announce(const SnapOutgoing *outgoing) {
+    return outgoing->options.epoch_ms && outgoing->n_lanes == 1;
+}
 /*
  * The guest stands, and the log has been collected: sources are what it has now; what is new of it is to be sent.
  * *ret_changed: it has to be announced again. Errors: REFUSED, on several channels that cannot be.

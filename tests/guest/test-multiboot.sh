@@ -71,6 +71,7 @@ start second -incoming "exec:cat $dir/stream"
 for _ in {1..600}; do
     hmp "info status"
     [[ $answer == *inmigrate* ]] || break
+    read -r -t 60 -d ')' -u "$from_qemu" # "paused (inmigrate)", and the prompt is still to come
     sleep 0.1
 done
 hmp cont

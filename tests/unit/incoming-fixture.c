@@ -189,10 +189,12 @@ SnapMigrationStats rig_stats(Rig *rig) {
 }
 
 void rig_expect_phase(Rig *rig, SnapMigrationPhase phase) {
-    int64_t until_us = g_get_monotonic_time() + HAND_PATIENCE_MS * G_TIME_SPAN_MILLISECOND;
-    while (rig_stats(rig).phase != phase && g_get_monotonic_time() < until_us)
+    SnapMigrationPhase now = rig_stats(rig).phase;
+    for (int ms = 0; ms < HAND_PATIENCE_MS && now != phase; ms++) {
         g_usleep(1000);
-    assert_string_equal(snap_migration_phase_name(rig_stats(rig).phase), snap_migration_phase_name(phase));
+        now = rig_stats(rig).phase;
+    }
+    assert_string_equal(snap_migration_phase_name(now), snap_migration_phase_name(phase));
 }
 
 void rig_expect_completed(Rig *rig) {

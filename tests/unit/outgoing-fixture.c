@@ -283,10 +283,12 @@ SnapMigrationStats rig_stats(Rig *rig) {
 }
 
 void rig_expect_phase(Rig *rig, SnapMigrationPhase phase) {
-    for (int ms = 0; ms < HAND_PATIENCE_MS && rig_stats(rig).phase != phase; ms++) {
+    SnapMigrationPhase now = rig_stats(rig).phase;
+    for (int ms = 0; ms < HAND_PATIENCE_MS && now != phase; ms++) {
         g_usleep(1000);
+        now = rig_stats(rig).phase;
     }
-    assert_string_equal(snap_migration_phase_name(rig_stats(rig).phase), snap_migration_phase_name(phase));
+    assert_string_equal(snap_migration_phase_name(now), snap_migration_phase_name(phase));
 }
 
 void rig_expect_completed(Rig *rig) {

@@ -133,10 +133,12 @@ static SnapMigrationStats stats_of(const Move *move) {
 }
 
 static void await_phase(Move *move, SnapMigrationPhase phase) {
-    for (int ms = 0; ms < PATIENCE_MS && stats_of(move).phase != phase; ms++) {
+    SnapMigrationPhase now = stats_of(move).phase;
+    for (int ms = 0; ms < PATIENCE_MS && now != phase; ms++) {
         g_usleep(1000);
+        now = stats_of(move).phase;
     }
-    assert_string_equal(snap_migration_phase_name(stats_of(move).phase), snap_migration_phase_name(phase));
+    assert_string_equal(snap_migration_phase_name(now), snap_migration_phase_name(phase));
 }
 
 /* ---- there ----------------------------------------------------------------------------------------------- */
@@ -273,8 +275,9 @@ static void move_by_postcopy(const Way *way, bool at_once) {
         print_message("    %s\n", error->message);
     }
     move_wait(&move);
-    if (!error && at_once) {
-        assert_true(stats_of(&move).postcopy_bytes > RAM_BYTES / 4 || way->compress != SNAP_COMPRESS_NONE);
+    if (!error && at_once &&
+        way->compress == SNAP_COMPRESS_NONE) { /* packed, it may be there before it is touched */
+        assert_true(stats_of(&move).postcopy_bytes > RAM_BYTES / 4);
         assert_true(stats_of(&move).postcopy_requests > 0);
     }
     move_end(&move);

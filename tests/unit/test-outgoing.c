@@ -299,6 +299,28 @@ static void source_told_of_writes_sends_the_pages_again(void **state) {
     snap_outgoing_mark_dirty(rig->outgoing, (uintptr_t)rig->guest.backing.arena, RAM_BYTES); /* it is over */
 }
 
+/* Other memory is mapped where the guest's was, and there is next to nothing in it. */
+static void source_mapped_anew_sends_holes_as_well(void **state) {
+    g_autoptr(GError) error = NULL;
+    g_autofree uint8_t *copy = g_malloc0(RAM_BYTES), *was = NULL;
+    Rig *rig = *state;
+    uint8_t *arena = rig->guest.backing.arena;
+    rig->options.pause_before_switchover = TRUE;
+    rig->peer.copy = copy;
+    rig_start(rig, PEER_AT_GO, peer_take_it);
+    rig_expect_phase(rig, SNAP_MIGRATION_PRE_SWITCHOVER);
+    was = g_memdup2(arena, RAM_BYTES);
+    assert_ptr_equal(
+        mmap(arena, RAM_BYTES, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), arena);
+    arena[RAM_BYTES / 2] = 1;
+    snap_outgoing_continue(rig->outgoing, &error);
+    fail_on(error);
+    rig_expect_completed(rig);
+    rig_join(rig);
+    assert_memory_equal(copy, arena, RAM_BYTES);
+    memcpy(arena, was, RAM_BYTES);
+}
+
 static void source_cancelled_before_switchover_guest_runs(void **state) {
     Rig *rig = *state;
     rig->options.pause_before_switchover = TRUE;
@@ -436,6 +458,7 @@ int main(void) {
         TEST(source_to_a_file_leaves_it_complete),
         TEST(source_waits_before_switchover_until_told),
         TEST(source_told_of_writes_sends_the_pages_again),
+        TEST(source_mapped_anew_sends_holes_as_well),
         TEST(source_cancelled_before_switchover_guest_runs),
         TEST(source_cancelled_ends_at_once),
         TEST(source_freed_while_under_way_guest_runs),
