@@ -9,178 +9,32 @@
 
 #include <cmocka.h>
 
-#include "incoming-rig.h"
+#include "expect.h"
+#include "incoming-fixture.h"
 
-#include "../lib/own-process.h"
-
-#include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { PAGES = 70, AT_ONCE_MS = 800 }; /* far less than any silence here, and than a second of last words */
-
-static void expect_refused(gboolean done, const GError *error, const char *part) {
-    assert_false(done);
-    assert_int_equal(error->code, SNAP_ERROR_REFUSED);
-    if (!strstr(error->message, part))
-        fail_msg("\"%s\" is not in \"%s\"", part, error->message);
-}
+enum { AT_ONCE_MS = 500 }; /* far less than any silence here, and than a second of last words */
 
 static void refuses_to_promote(Rig *rig, gboolean force, const char *part) {
-    g_autoptr(GError) error = NULL;
-    gboolean done = snap_incoming_promote(rig->incoming, force, &error);
-    expect_refused(done, error, part);
+    GError *error = NULL;
+    expect_error(snap_incoming_promote(rig->incoming, force, &error), &error, SNAP_ERROR_REFUSED, part);
 }
 
+static void refuses_to_recover(Rig *rig, const char *uri, const char *part) {
+    GError *error = NULL;
+    expect_error(snap_incoming_recover(rig->incoming, uri, &error), &error, SNAP_ERROR_REFUSED, part);
+}
+
+/* Of a guest whose source is not connected. */
 static void promote(Rig *rig) {
     g_autoptr(GError) error = NULL;
     snap_incoming_promote(rig->incoming, FALSE, &error);
     fail_on(error);
 }
-
-static void recover(Rig *rig, const char *uri) {
-    g_autoptr(GError) error = NULL;
-    snap_incoming_recover(rig->incoming, uri, &error);
-    fail_on(error);
-}
-
-static void begin(Rig *rig) {
-    const SnapMemory kind = SNAP_MEMORY_ANON;
-    rig_init(rig, &kind, 1, PAGES);
-}
-
-/* ---- promote --------------------------------------------------------------------------------------------- */
-
-static void greet(Rig *rig, Hand *hand) {
-    begin(rig);
-    rig_listen(rig);
-    hand_open(hand, rig);
-    hand_greet(hand, rig);
-}
-
-static void come_to_ready(Rig *rig, Hand *hand) {
-    greet(rig, hand);
-    hand_region(hand, rig, 0, 1);
-    hand_state(hand, "cpu", "registers", 9);
-    hand_end(hand, 0, 1, 0);
-    hand_expect_ready(hand, 0);
-}
-
-/* All is there, and the source is not. */
-static void lose_after_ready(Rig *rig, Hand *hand) {
-    come_to_ready(rig, hand);
-    hand_close(hand);
-    rig_wait_lost(rig, SNAP_MIGRATION_DEVICE);
-}
-
-/* HELLO of the source that comes back. Return: where the destination says it is. */
-static SnapWireAt come_back(Rig *rig, Hand *hand) {
-    SnapWireWelcome welcome;
-    rig->flags = SNAP_WIRE_RESUME;
-    hand_open(hand, rig);
-    hand_say_hello(hand, rig, 0);
-    hand_expect(hand, SNAP_WIRE_WELCOME);
-    assert_null(snap_wire_decode_welcome(&hand->head, hand->body, &welcome));
-    return welcome.at;
-}
-
-static void is_told_that_it_runs(Rig *rig, Hand *hand) {
-    assert_int_equal(come_back(rig, hand), SNAP_WIRE_AT_STARTED);
-    hand_expect(hand, SNAP_WIRE_STARTED);
-}
-
-static void guest_that_lacks_only_go_is_started_by_its_owner(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand;
-    lose_after_ready(&rig, &hand);
-    promote(&rig);
-    rig_wait(&rig, 0, NULL);
-    assert_int_equal(rig.loads, 1); /* before READY */
-    for (uint64_t page = 0; page < PAGES; page++)
-        assert_true(rig_is(&rig, 0, page, 1));
-    refuses_to_promote(&rig, TRUE, "no standby");
-    rig_clear(&rig, 1);
-}
-
-static void source_of_a_promoted_guest_is_told_and_its_go_starts_nothing(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand;
-    lose_after_ready(&rig, &hand);
-    promote(&rig);
-    rig_wait(&rig, 0, NULL);
-    recover(&rig, rig.uri);
-    is_told_that_it_runs(&rig, &hand);
-    hand_id(&hand, &rig, SNAP_WIRE_GO);
-    hand_close(&hand);
-    rig_wait(&rig, 0, NULL);
-    rig_clear(&rig, 1);
-}
-
-static void guest_whose_source_is_connected_is_not_started_by_its_owner(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand;
-    greet(&rig, &hand);
-    refuses_to_promote(&rig, FALSE, "no standby");
-    hand_region(&hand, &rig, 0, 1);
-    hand_end(&hand, 0, 0, 0);
-    hand_expect_ready(&hand, 0);
-    refuses_to_promote(&rig, FALSE, "no standby");
-    refuses_to_promote(&rig, TRUE, "no standby");
-    snap_channel_send_failed(&hand.channel, "it stays here");
-    hand_close(&hand);
-    rig_wait(&rig, SNAP_ERROR_REFUSED, "it stays here");
-    refuses_to_promote(&rig, TRUE, "no standby");
-    rig_clear(&rig, 0);
-}
-
-static void guest_that_cannot_be_started_by_its_owner_fails(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand;
-    lose_after_ready(&rig, &hand);
-    rig.no_start = true;
-    promote(&rig);
-    rig_wait(&rig, SNAP_ERROR_FAILED, "no processor");
-    refuses_to_promote(&rig, FALSE, "no standby");
-    rig_clear(&rig, 1); /* it was tried once */
-}
-
-/* READY was said, and has been lost as well. */
-static void guest_that_lacks_pages_is_not_started_by_its_owner(void **state) {
-    (void)state;
-    const uint64_t mask = 6;
-    Rig rig;
-    Hand hand, urgent;
-    int uffd = snap_uffd_open();
-    if (uffd < 0) {
-        print_message("skip: no userfaultfd: run as root, or set vm.unprivileged_userfaultfd to 1\n");
-        skip();
-    }
-    close(uffd);
-    begin(&rig);
-    rig.flags = SNAP_WIRE_POSTCOPY;
-    rig_listen(&rig);
-    hand_open(&hand, &rig);
-    hand_greet(&hand, &rig);
-    hand_join(&urgent, &rig, SNAP_WIRE_URGENT);
-    hand_missing(&hand, 0, 0, &mask, 1);
-    hand_end(&hand, 0, 0, SNAP_WIRE_PAGES_MISSING);
-    hand_expect_ready(&hand, 0);
-    hand_close(&hand);
-    hand_close(&urgent);
-    rig_wait_lost(&rig, SNAP_MIGRATION_DEVICE);
-    refuses_to_promote(&rig, FALSE, "pages of the guest are missing");
-    rig_clear(&rig, 0);
-}
-
-/* ---- somebody who says nothing --------------------------------------------------------------------------- */
 
 static void expect_soon(int64_t since_us, const char *what) {
     int64_t ms = (g_get_monotonic_time() - since_us) / 1000;
@@ -188,213 +42,221 @@ static void expect_soon(int64_t since_us, const char *what) {
         fail_msg("%s took %d ms", what, (int)ms);
 }
 
-/* A stranger, whom the destination listens to by now. */
-static void be_silent(Rig *rig, Hand *stranger) {
-    hand_open(stranger, rig);
-    g_usleep(50000);
+static void promote_soon(Rig *rig) {
+    int64_t begin_us = g_get_monotonic_time();
+    promote(rig);
+    rig_expect_completed(rig);
+    expect_soon(begin_us, "promote");
 }
 
 static void cancel_soon(Rig *rig) {
-    g_autoptr(GError) error = NULL;
     int64_t begin_us = g_get_monotonic_time();
-    snap_incoming_cancel(rig->incoming, &error);
-    fail_on(error);
-    rig_wait(rig, SNAP_ERROR_CANCELLED, "cancelled");
+    assert_true(snap_incoming_cancel(rig->incoming, NULL));
+    rig_expect_ended(rig, SNAP_ERROR_CANCELLED, "cancelled");
     expect_soon(begin_us, "cancel");
+}
+
+/* ---- promote --------------------------------------------------------------------------------------------- */
+
+static void come_to_ready(Rig *rig) {
+    rig_send_region(rig, 0, 1);
+    rig_send_state(rig, "cpu", "registers", 9);
+    rig_end(rig, 0, 1, 0);
+    hand_expect_ready(&rig->main, 0);
+}
+
+static void lose(Rig *rig) {
+    rig_close(rig);
+    rig_expect_lost(rig, SNAP_MIGRATION_DEVICE);
+}
+
+/* All is there, and the source is not. */
+static Rig *lose_after_ready(void **state) {
+    Rig *rig = rig_greeted(state, 1);
+    come_to_ready(rig);
+    lose(rig);
+    return rig;
+}
+
+static void is_told_that_it_runs(Rig *rig) {
+    rig_resume(rig, SNAP_WIRE_AT_STARTED);
+    hand_expect(&rig->main, SNAP_WIRE_STARTED);
+}
+
+static void guest_that_lacks_only_go_is_started_by_its_owner(void **state) {
+    Rig *rig = lose_after_ready(state);
+    promote(rig);
+    rig_expect_completed(rig);
+    assert_int_equal(rig->loads, 1); /* before READY */
+    rig_check(rig);
+    refuses_to_promote(rig, TRUE, "no standby");
+}
+
+static void source_of_a_promoted_guest_is_told_and_its_go_starts_nothing(void **state) {
+    Rig *rig = lose_after_ready(state);
+    promote(rig);
+    rig_expect_completed(rig);
+    rig_recover(rig);
+    is_told_that_it_runs(rig);
+    hand_say_id(&rig->main, SNAP_WIRE_GO);
+    rig_close(rig);
+    rig_expect_completed(rig);
+}
+
+static void guest_whose_source_is_connected_is_not_started_by_its_owner(void **state) {
+    Rig *rig = rig_greeted(state, 1);
+    refuses_to_promote(rig, FALSE, "no standby");
+    come_to_ready(rig);
+    refuses_to_promote(rig, FALSE, "no standby");
+    refuses_to_promote(rig, TRUE, "no standby");
+    hand_say_failed(&rig->main, "it stays here");
+    rig_close(rig);
+    rig_expect_ended(rig, SNAP_ERROR_REFUSED, "it stays here");
+    refuses_to_promote(rig, TRUE, "no standby");
+}
+
+static void guest_that_cannot_be_started_by_its_owner_fails(void **state) {
+    Rig *rig = lose_after_ready(state);
+    rig->no_start = true;
+    rig->starts_due = 1; /* it is tried once */
+    promote(rig);
+    rig_expect_ended(rig, SNAP_ERROR_FAILED, "no processor");
+    refuses_to_promote(rig, FALSE, "no standby");
+}
+
+/* READY was said, and has been lost as well. */
+static void guest_that_lacks_pages_is_not_started_by_its_owner(void **state) {
+    int uffd = snap_uffd_open();
+    if (uffd < 0) {
+        print_message("skip: no userfaultfd: run as root, or set vm.unprivileged_userfaultfd to 1\n");
+        skip();
+    }
+    close(uffd);
+    Rig *rig = *state;
+    rig->flags = SNAP_WIRE_POSTCOPY;
+    rig_greeted(state, 1);
+    rig_join(rig, SNAP_WIRE_URGENT);
+    hand_say_missing(&rig->main, &(SnapWireMissing){.n_masks = 1}, (const uint64_t[]){6});
+    rig_end(rig, 0, 0, SNAP_WIRE_PAGES_MISSING);
+    hand_expect_ready(&rig->main, 0);
+    lose(rig);
+    refuses_to_promote(rig, FALSE, "pages of the guest are missing");
+}
+
+/* ---- somebody who says nothing --------------------------------------------------------------------------- */
+
+/* A stranger, whom the destination listens to by now. */
+static void be_silent(Rig *rig) {
+    rig_connect(rig, &rig->stranger);
+    g_usleep(50000);
 }
 
 static void silent_stranger_does_not_hold_up_a_cancel(void **state) {
-    (void)state;
-    Rig rig;
-    Hand stranger;
-    begin(&rig);
-    rig_listen(&rig);
-    be_silent(&rig, &stranger);
-    cancel_soon(&rig);
-    hand_close(&stranger);
-    rig_clear(&rig, 0);
+    Rig *rig = rig_listening(state, 1);
+    be_silent(rig);
+    cancel_soon(rig);
 }
 
 static void source_without_its_regions_does_not_hold_up_a_cancel(void **state) {
-    (void)state;
-    Rig rig;
-    Hand stranger;
-    begin(&rig);
-    rig_listen(&rig);
-    be_silent(&rig, &stranger);
-    hand_say_hello(&stranger, &rig, 0);
+    Rig *rig = rig_listening(state, 1);
+    be_silent(rig);
+    rig_say_hello(rig, &rig->stranger, 0);
     g_usleep(50000);
-    cancel_soon(&rig);
-    hand_close(&stranger);
-    rig_clear(&rig, 0);
+    cancel_soon(rig);
 }
 
 static void silent_further_channel_does_not_hold_up_a_cancel(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand, stranger;
-    begin(&rig);
-    rig.hello.n_channels = 2;
-    rig_listen(&rig);
-    hand_open(&hand, &rig);
-    hand_greet(&hand, &rig);
-    be_silent(&rig, &stranger);
-    GError *error = NULL;
+    Rig *rig = rig_greeted(state, 2);
+    be_silent(rig);
     int64_t begin_us = g_get_monotonic_time();
-    assert_true(snap_incoming_cancel(rig.incoming, &error));
-    hand_expect_failed(&hand, "cancelled");
+    assert_true(snap_incoming_cancel(rig->incoming, NULL));
+    hand_expect_failed(&rig->main, "cancelled");
     expect_soon(begin_us, "cancel");
-    hand_close(&hand);
-    hand_close(&stranger);
-    rig_wait(&rig, SNAP_ERROR_CANCELLED, "cancelled");
-    rig_clear(&rig, 0);
+    rig_close(rig);
+    rig_expect_ended(rig, SNAP_ERROR_CANCELLED, "cancelled");
 }
 
-static void listen_again_to_nobody(Rig *rig, Hand *stranger) {
-    Hand hand;
-    lose_after_ready(rig, &hand);
-    recover(rig, rig->uri);
-    be_silent(rig, stranger);
+static Rig *listen_again_to_nobody(void **state) {
+    Rig *rig = lose_after_ready(state);
+    rig_recover(rig);
+    be_silent(rig);
+    return rig;
 }
 
 static void silent_stranger_does_not_hold_up_a_promotion(void **state) {
-    (void)state;
-    Rig rig;
-    Hand stranger;
-    listen_again_to_nobody(&rig, &stranger);
-    int64_t begin_us = g_get_monotonic_time();
-    promote(&rig);
-    rig_wait(&rig, 0, NULL);
-    expect_soon(begin_us, "promote");
-    hand_expect_end(&stranger); /* and no FAILED, which would be a promise */
-    hand_close(&stranger);
-    rig_clear(&rig, 1);
+    Rig *rig = listen_again_to_nobody(state);
+    promote_soon(rig);
+    hand_expect_closed(&rig->stranger); /* and no FAILED, which would be a promise */
 }
 
 static void silent_stranger_does_not_hold_up_the_end(void **state) {
-    (void)state;
-    Rig rig;
-    Hand stranger;
-    listen_again_to_nobody(&rig, &stranger);
+    Rig *rig = listen_again_to_nobody(state);
     int64_t begin_us = g_get_monotonic_time();
-    g_clear_pointer(&rig.incoming, snap_incoming_free);
+    g_clear_pointer(&rig->incoming, snap_incoming_free);
     expect_soon(begin_us, "free");
-    hand_close(&stranger);
-    rig_clear(&rig, 0);
 }
 
 /* A byte now and then is not a HELLO. */
 static void stranger_that_trickles_is_sent_away_and_the_source_let_in(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand, stranger;
-    begin(&rig);
-    rig.hello.silence_ms = 400;
-    rig_listen(&rig);
-    hand_open(&hand, &rig);
-    hand_greet(&hand, &rig);
-    hand_end(&hand, 0, 0, 0);
-    hand_expect_ready(&hand, 0);
-    hand_close(&hand);
-    rig_wait_lost(&rig, SNAP_MIGRATION_DEVICE);
-    recover(&rig, rig.uri);
-    hand_open(&stranger, &rig);
     bool gone = false;
-    for (int i = 0; i < 30 && !gone; i++) { /* a head is 40 bytes */
-        gone = send(stranger.channel.out, &"snpr"[i % 4], 1, MSG_NOSIGNAL) < 0;
+    Rig *rig = *state;
+    rig->hello.silence_ms = 400;
+    lose_after_ready(state);
+    rig_recover(rig);
+    rig_connect(rig, &rig->stranger);
+    for (int i = 0; i < 40 && !gone; i++) {
+        gone = send(rig->stranger.channel.out, &"snpr"[i % 4], 1, MSG_NOSIGNAL) < 0;
         g_usleep(50000);
     }
     assert_true(gone);
-    assert_int_equal(come_back(&rig, &hand), SNAP_WIRE_AT_READY);
-    hand_id(&hand, &rig, SNAP_WIRE_GO);
-    hand_expect(&hand, SNAP_WIRE_STARTED);
-    hand_close(&hand);
-    hand_close(&stranger);
-    rig_wait(&rig, 0, NULL);
-    rig_clear(&rig, 1);
+    rig_resume(rig, SNAP_WIRE_AT_READY);
+    rig_hand_over(rig);
 }
 
 /* ---- recover --------------------------------------------------------------------------------------------- */
 
-static void refuses_to_recover(Rig *rig, const char *uri, const char *part) {
-    g_autoptr(GError) error = NULL;
-    gboolean done = snap_incoming_recover(rig->incoming, uri, &error);
-    expect_refused(done, error, part);
-}
-
 static void recover_that_is_refused_closes_its_descriptor_once(void **state) {
-    (void)state;
     char byte;
     int fds[2];
-    Rig rig;
-    Hand hand;
-    greet(&rig, &hand);
+    Rig *rig = rig_greeted(state, 1);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
     g_autofree char *uri = g_strdup_printf("fd:%d", fds[0]);
-    refuses_to_recover(&rig, uri, "no connection was lost");
-    assert_int_equal(recv(fds[1], &byte, 1, MSG_DONTWAIT), 0); /* its end */
+    refuses_to_recover(rig, uri, "no connection was lost");
+    assert_int_equal(read(fds[1], &byte, 1), 0); /* its end */
     assert_int_equal(dup2(fds[1], fds[0]), fds[0]);
-    hand_end(&hand, 0, 0, 0);
-    hand_expect_ready(&hand, 0);
-    hand_close(&hand);
-    rig_wait_lost(&rig, SNAP_MIGRATION_DEVICE);
-    rig_clear(&rig, 0);
+    come_to_ready(rig);
+    lose(rig);
+    g_clear_pointer(&rig->incoming, snap_incoming_free);
     assert_true(fcntl(fds[0], F_GETFD) >= 0); /* another's, under that number */
     close(fds[0]);
     close(fds[1]);
 }
 
 static void recover_at_its_own_address_is_not_taken_for_a_source(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand;
-    begin(&rig);
-    rig_listen(&rig);
-    refuses_to_recover(&rig, rig.uri, "no connection was lost");
-    hand_open(&hand, &rig);
-    hand_greet(&hand, &rig);
-    hand_end(&hand, 0, 0, 0);
-    hand_expect_ready(&hand, 0);
-    hand_id(&hand, &rig, SNAP_WIRE_GO);
-    hand_expect(&hand, SNAP_WIRE_STARTED);
-    hand_close(&hand);
-    rig_wait(&rig, 0, NULL);
-    rig_clear(&rig, 1);
-}
-
-/* Until it listens, and says so to whoever asks for that once more. */
-static void await_listening(Rig *rig) {
-    bool listens = false;
-    for (int ms = 0; ms < RIG_TIMEOUT_MS && !listens; ms++) {
-        g_autoptr(GError) error = NULL;
-        gboolean done = snap_incoming_recover(rig->incoming, "tcp:127.0.0.1:0", &error);
-        expect_refused(done, error, "");
-        listens = strstr(error->message, "listens already") != NULL;
-        g_usleep(1000);
-    }
-    assert_true(listens);
+    Rig *rig = rig_listening(state, 1);
+    refuses_to_recover(rig, rig->uri, "no connection was lost");
+    rig_greet(rig);
+    rig_finish(rig, 0);
 }
 
 /* It has not heard STARTED, again and again; and nobody listens twice. */
 static void source_that_is_answered_may_ask_again(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand;
-    come_to_ready(&rig, &hand);
-    hand_id(&hand, &rig, SNAP_WIRE_GO);
-    rig_wait(&rig, 0, NULL);
-    recover(&rig, rig.uri); /* while the connection is still being closed */
+    Rig *rig = rig_greeted(state, 1);
+    come_to_ready(rig);
+    hand_say_id(&rig->main, SNAP_WIRE_GO);
+    rig_expect_completed(rig);
     for (int i = 0; i < 3; i++) {
-        hand_close(&hand);
-        await_listening(&rig);
-        is_told_that_it_runs(&rig, &hand);
-        /* It has yet to be done with its source. */
-        for (int ms = 0; ms < RIG_TIMEOUT_MS && !snap_incoming_recover(rig.incoming, rig.uri, NULL); ms++)
+        /* While the connection before it is still being closed; it has to be done with its source. */
+        for (int ms = 0; i > 0 && ms < AT_ONCE_MS && !snap_incoming_recover(rig->incoming, rig->uri, NULL); ms++)
             g_usleep(1000);
+        if (i == 0)
+            rig_recover(rig);
+        rig_close(rig);
+        refuses_to_recover(rig, rig->uri, "");
+        is_told_that_it_runs(rig);
     }
-    hand_close(&hand);
-    rig_wait(&rig, 0, NULL);
-    rig_clear(&rig, 1);
+    rig_close(rig);
+    rig_expect_completed(rig);
 }
 
 /* ---- a name that is not found at once -------------------------------------------------------------------- */
@@ -417,28 +279,26 @@ int __wrap_getaddrinfo(const char *host, const char *port, const struct addrinfo
 
 /* Threads that nobody waits for any more. */
 static void await_lookups(int n) {
-    for (int ms = 0; ms < RIG_TIMEOUT_MS && __atomic_load_n(&n_lookups, __ATOMIC_SEQ_CST) < n; ms++)
+    for (int ms = 0; ms < HAND_PATIENCE_MS && __atomic_load_n(&n_lookups, __ATOMIC_SEQ_CST) < n; ms++)
         g_usleep(1000);
     assert_int_equal(n_lookups, n);
     n_lookups = 0;
 }
 
-static void recover_slowly(Rig *rig, Hand *hand, const char *uri) {
-    lose_after_ready(rig, hand);
+static Rig *recover_slowly(void **state, const char *uri) {
+    Rig *rig = lose_after_ready(state);
     lookup_ms = 1500;
     int64_t begin_us = g_get_monotonic_time();
-    recover(rig, uri);
+    assert_true(snap_incoming_recover(rig->incoming, uri, NULL));
     expect_soon(begin_us, "recover");
+    return rig;
 }
 
 static void name_that_takes_long_is_listened_at_when_it_is_found(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand;
-    recover_slowly(&rig, &hand, "tcp:slow.test:0");
+    Rig *rig = recover_slowly(state, "tcp:slow.test:0");
     bool told = false;
-    for (int ms = 0; ms < RIG_TIMEOUT_MS && !told; ms++) {
-        g_autofree char *uri = snap_incoming_uri(rig.incoming);
+    for (int ms = 0; ms < HAND_PATIENCE_MS && !told; ms++) {
+        g_autofree char *uri = snap_incoming_uri(rig->incoming);
         told = !g_str_has_suffix(uri, ":0");
         if (told)
             assert_true(g_str_has_prefix(uri, "tcp:slow.test:"));
@@ -446,61 +306,47 @@ static void name_that_takes_long_is_listened_at_when_it_is_found(void **state) {
     }
     assert_true(told);
     lookup_ms = 0;
-    assert_int_equal(come_back(&rig, &hand), SNAP_WIRE_AT_READY);
-    hand_id(&hand, &rig, SNAP_WIRE_GO);
-    hand_expect(&hand, SNAP_WIRE_STARTED);
-    hand_close(&hand);
-    rig_wait(&rig, 0, NULL);
-    rig_clear(&rig, 1);
+    rig_resume(rig, SNAP_WIRE_AT_READY);
+    rig_hand_over(rig);
     await_lookups(2);
 }
 
 static void name_that_is_not_found_leaves_it_lost(void **state) {
-    (void)state;
-    g_autoptr(GError) error = NULL;
-    Rig rig;
-    Hand hand;
-    recover_slowly(&rig, &hand, "tcp:nowhere.test:0");
-    assert_false(snap_incoming_wait(rig.incoming, RIG_TIMEOUT_MS, &error));
-    assert_non_null(strstr(error->message, "nowhere.test"));
-    rig_wait_lost(&rig, SNAP_MIGRATION_DEVICE);
-    recover(&rig, rig.uri);
-    rig_clear(&rig, 0);
+    GError *error = NULL;
+    Rig *rig = recover_slowly(state, "tcp:nowhere.test:0");
+    bool good = snap_incoming_wait(rig->incoming, HAND_PATIENCE_MS, &error);
+    expect_error(good, &error, SNAP_ERROR_IO, "nowhere.test");
+    rig_expect_lost(rig, SNAP_MIGRATION_DEVICE);
+    rig_recover(rig);
     await_lookups(1);
 }
 
 static void name_that_takes_long_does_not_hold_up_a_promotion(void **state) {
-    (void)state;
-    Rig rig;
-    Hand hand;
-    recover_slowly(&rig, &hand, "tcp:slow.test:0");
-    int64_t begin_us = g_get_monotonic_time();
-    promote(&rig);
-    rig_wait(&rig, 0, NULL);
-    expect_soon(begin_us, "promote");
-    rig_clear(&rig, 1);
+    Rig *rig = recover_slowly(state, "tcp:slow.test:0");
+    promote_soon(rig);
+    g_clear_pointer(&rig->incoming, snap_incoming_free);
     await_lookups(1);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(guest_that_lacks_only_go_is_started_by_its_owner),
-        cmocka_unit_test(source_of_a_promoted_guest_is_told_and_its_go_starts_nothing),
-        cmocka_unit_test(guest_whose_source_is_connected_is_not_started_by_its_owner),
-        cmocka_unit_test(guest_that_cannot_be_started_by_its_owner_fails),
-        cmocka_unit_test(guest_that_lacks_pages_is_not_started_by_its_owner),
-        cmocka_unit_test(silent_stranger_does_not_hold_up_a_cancel),
-        cmocka_unit_test(source_without_its_regions_does_not_hold_up_a_cancel),
-        cmocka_unit_test(silent_further_channel_does_not_hold_up_a_cancel),
-        cmocka_unit_test(silent_stranger_does_not_hold_up_a_promotion),
-        cmocka_unit_test(silent_stranger_does_not_hold_up_the_end),
-        cmocka_unit_test(stranger_that_trickles_is_sent_away_and_the_source_let_in),
-        cmocka_unit_test(recover_that_is_refused_closes_its_descriptor_once),
-        cmocka_unit_test(recover_at_its_own_address_is_not_taken_for_a_source),
-        cmocka_unit_test(source_that_is_answered_may_ask_again),
-        cmocka_unit_test(name_that_takes_long_is_listened_at_when_it_is_found),
-        cmocka_unit_test(name_that_is_not_found_leaves_it_lost),
-        cmocka_unit_test(name_that_takes_long_does_not_hold_up_a_promotion),
+        TEST(guest_that_lacks_only_go_is_started_by_its_owner),
+        TEST(source_of_a_promoted_guest_is_told_and_its_go_starts_nothing),
+        TEST(guest_whose_source_is_connected_is_not_started_by_its_owner),
+        TEST(guest_that_cannot_be_started_by_its_owner_fails),
+        TEST(guest_that_lacks_pages_is_not_started_by_its_owner),
+        TEST(silent_stranger_does_not_hold_up_a_cancel),
+        TEST(source_without_its_regions_does_not_hold_up_a_cancel),
+        TEST(silent_further_channel_does_not_hold_up_a_cancel),
+        TEST(silent_stranger_does_not_hold_up_a_promotion),
+        TEST(silent_stranger_does_not_hold_up_the_end),
+        TEST(stranger_that_trickles_is_sent_away_and_the_source_let_in),
+        TEST(recover_that_is_refused_closes_its_descriptor_once),
+        TEST(recover_at_its_own_address_is_not_taken_for_a_source),
+        TEST(source_that_is_answered_may_ask_again),
+        TEST(name_that_takes_long_is_listened_at_when_it_is_found),
+        TEST(name_that_is_not_found_leaves_it_lost),
+        TEST(name_that_takes_long_does_not_hold_up_a_promotion),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
