@@ -20,6 +20,7 @@ import qmpd  # noqa: E402
 
 BUILD = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] != "--guest" else None
 BASE = 0x100000000000
+REGION = "anon@10000*"    # what is mapped near BASE
 PAGE = mmap.PAGESIZE
 MIB = 1 << 20
 
@@ -107,7 +108,8 @@ class Replicated:
 
     def start(self):
         self.client.add_process("g", self.guest.process.pid)
-        self.client.command("replicate", path="chain", interval=40)
+        self.guest.do("map", BASE + (1 << 30), PAGE)  # so that there is something at any time
+        self.client.command("replicate", path="chain", interval=40, region=REGION)
         self.epoch()
 
     def state(self):

@@ -209,6 +209,51 @@ def connection_that_was_passed_is_used_once(folder):
         two.source.qmp.refused("closefd", "not found", fdname="way")
 
 
+RELAY = """
+import os, socket, sys, threading
+path, listens = sys.argv[1], sys.argv[2] == "listen"
+peer = socket.socket(socket.AF_UNIX)
+if listens:
+    peer.bind(path + "~")
+    peer.listen()
+    os.rename(path + "~", path)
+    peer = peer.accept()[0]
+else:
+    peer.connect(path)
+def pump(read, write, end):
+    while data := read(1 << 16):
+        write(data)
+    end()
+out = sys.stdout.buffer
+back = threading.Thread(target=pump, args=(peer.recv, lambda data: (out.write(data), out.flush()), out.close), daemon=True)
+back.start()
+pump(sys.stdin.buffer.raw.read, peer.sendall, lambda: peer.shutdown(socket.SHUT_WR))
+back.join()
+"""
+
+
+def guest_moves_through_a_command_at_each_end(folder):
+    """As it would through ssh."""
+    with open(f"{folder}/relay.py", "w", encoding="ascii") as file:
+        file.write(RELAY)
+    with Two(folder, defer=True) as two:
+        command = f"exec:exec {sys.executable} {folder}/relay.py {folder}/between"
+        two.destination.command("migrate-incoming", uri=f"{command} listen")
+        badday.wait_until(lambda: os.path.exists(f"{folder}/between"), 10, "the command listens")
+        two.source.migrate(f"{command} connect")
+        two.check_moved()
+
+
+def guest_moves_by_way_of_a_file(folder):
+    """One-way: the source lets go of it when the file is complete, and it goes on whenever that is read."""
+    with Two(folder, defer=True) as two:
+        two.source.migrate(f"file:{folder}/stream")
+        two.source.wait_status("completed")
+        assert two.source.run_state() == "postmigrate", two.source.run_state()
+        two.destination.command("migrate-incoming", uri=f"file:{folder}/stream")
+        two.check_moved()
+
+
 # ---- it ends otherwise, or waits -----------------------------------------------------------------------------
 
 def cancelled_move_leaves_the_guest_where_it_was(folder):

@@ -133,6 +133,9 @@ void inject_set_error(GError **error, int pid, const InjectResult *result) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "process %d has ended", pid);
         return;
     }
+    if (result->step == INJECT_STEP_SEIZE && result->errnum == EPERM && !target_check_tracer(pid, error)) {
+        return;
+    }
     const char *hint = advice(result);
     g_set_error(error, SNAP_ERROR, (gint)code_of(result), "process %d, thread %d: cannot %s: %s%s%s", pid,
                 (int)result->tid, steps[result->step], g_strerror(result->errnum), hint ? ": " : "",

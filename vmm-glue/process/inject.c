@@ -40,6 +40,7 @@
 
 #define UFFD_FLAGS (O_CLOEXEC | O_NONBLOCK)
 #define SEQUENCE_RETRIES 50
+#define TRACER_GOES_US 1000
 
 /* What stands in the scratch page, as the target sees it. */
 typedef struct {
@@ -260,7 +261,10 @@ static int try_thread(const InjectRequest *request, pid_t tid, InjectResult *res
         return fail(&injection, INJECT_STEP_SEIZE, errno);
     }
     int r = -EAGAIN;
-    for (int i = 0; i < SEQUENCE_RETRIES && r == -EAGAIN; i++) {
+    for (int i = 0; i < SEQUENCE_RETRIES && (r == -EAGAIN || r == -EPERM); i++) {
+        if (r == -EPERM) {
+            usleep(TRACER_GOES_US); /* another one, which may be about to go */
+        }
         r = tracee_stop(&injection.tracee, request->seccomp, request->stop_timeout_ns);
         if (r == -EAGAIN) {
             sched_yield();

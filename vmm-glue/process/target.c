@@ -96,7 +96,7 @@ static gboolean check_state(int pid, GError **error) {
     return TRUE;
 }
 
-static gboolean check_tracer(int pid, GError **error) {
+gboolean target_check_tracer(int pid, GError **error) {
     gint64 tracer = target_status_number(pid, "\nTracerPid:");
     if (tracer <= 0) {
         return TRUE;
@@ -134,7 +134,7 @@ gboolean target_check(int pid, GError **error) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_NOT_FOUND, "there is no process %d", pid);
         return FALSE;
     }
-    if (!check_state(pid, error) || !check_tracer(pid, error) || !check_permission(pid, error)) {
+    if (!check_state(pid, error) || !target_check_tracer(pid, error) || !check_permission(pid, error)) {
         return FALSE;
     }
     if (is_32_bit(pid)) {

@@ -16,6 +16,10 @@ G_BEGIN_DECLS
  */
 gboolean target_check(int pid, GError **error);
 
+/** target_check_tracer: the part of it that may change at any moment: REFUSED, somebody traces the process, by
+ * name. */
+gboolean target_check_tracer(int pid, GError **error);
+
 /**
  * target_threads: the threads of @pid now, the main thread first.
  * Errors: GUEST_GONE, it has ended.
