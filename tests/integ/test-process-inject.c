@@ -523,7 +523,8 @@ static void traced_process_is_refused(void **state) {
     g_autoptr(GError) error = NULL;
     g_autoptr(Guard) guard = guard_new(NULL);
     assert_int_equal(guard_open_uffd(guard, target->pid, &error), -1);
-    assert_true(g_error_matches(error, SNAP_ERROR, SNAP_ERROR_PERMISSION));
+    assert_true(g_error_matches(error, SNAP_ERROR, SNAP_ERROR_REFUSED));
+    assert_non_null(strstr(error->message, "traced by process"));
 }
 
 static void user_without_permission_is_refused(void **state) {
