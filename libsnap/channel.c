@@ -373,6 +373,12 @@ bool snap_channel_receive_bulk(SnapChannel *channel, const struct iovec *parts, 
     return true;
 }
 
+bool snap_channel_fail_as_told(const SnapWireHead *head, const uint8_t *body, GError **error) {
+    g_autofree char *text = snap_wire_decode_failed(head, body);
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "the other side: %s", text);
+    return false;
+}
+
 bool snap_channel_expect(SnapChannel *channel, SnapWireType type, int timeout_ms, SnapWireHead *ret_head,
                          uint8_t *ret_body, GError **error) {
     int64_t deadline_us = snap_deadline_in(timeout_ms);
@@ -384,11 +390,8 @@ bool snap_channel_expect(SnapChannel *channel, SnapWireType type, int timeout_ms
         if (ret_head->type == SNAP_WIRE_ALIVE && snap_deadline_left_ms(deadline_us) == 0)
             return fail(-ETIMEDOUT, error);
     } while (ret_head->type == SNAP_WIRE_ALIVE);
-    if (ret_head->type == SNAP_WIRE_FAILED) {
-        g_autofree char *text = snap_wire_decode_failed(ret_head, ret_body);
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "the other side: %s", text);
-        return false;
-    }
+    if (ret_head->type == SNAP_WIRE_FAILED)
+        return snap_channel_fail_as_told(ret_head, ret_body, error);
     g_autofree char *wrong = g_strdup_printf("%s was to come", snap_wire_name(type));
     return fail_protocol(ret_head->number, ret_head->type, wrong, error);
 }

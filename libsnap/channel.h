@@ -101,10 +101,12 @@ bool snap_channel_has_input(const SnapChannel *channel);
  */
 bool snap_channel_wait(SnapChannel *channel, int other_fd, int timeout_ms);
 
+/** snap_channel_fail_as_told: FAILED was received: REFUSED, "the other side: " and its words. Return: FALSE. */
+bool snap_channel_fail_as_told(const SnapWireHead *head, const uint8_t *body, GError **error);
+
 /**
- * snap_channel_expect: receive a record, which is to be @type; FAILED is an error REFUSED with the other side's
- * words, "the other side: …", ALIVE is passed over, anything else PROTOCOL. @timeout_ms: for all of it, however
- * alive the other side is; -1: silence_ms for each.
+ * snap_channel_expect: receive a record, which is to be @type; FAILED is an error as above, ALIVE is passed over,
+ * anything else PROTOCOL. @timeout_ms: for all of it, however alive the other side is; -1: silence_ms for each.
  */
 bool snap_channel_expect(SnapChannel *channel, SnapWireType type, int timeout_ms, SnapWireHead *ret_head,
                          uint8_t *ret_body, GError **error);

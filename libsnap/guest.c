@@ -11,6 +11,7 @@ SnapGuest *snap_guest_new(const char *driver, int pid, const SnapGuestOps *ops, 
     guest->pid = pid ? pid : getpid();
     guest->ops = ops;
     guest->opaque = opaque;
+    snap_lock_init(&guest->tracker_lock);
     return guest;
 }
 
@@ -42,7 +43,23 @@ void snap_guest_free(SnapGuest *guest) {
     }
     g_free(guest->driver);
     g_free(guest->identity);
+    snap_lock_clear(&guest->tracker_lock);
     g_free(guest);
+}
+
+void snap_guest_set_tracker(SnapGuest *guest, SnapTracker *tracker) {
+    snap_lock(&guest->tracker_lock);
+    g_assert(!guest->tracker || !tracker);
+    guest->tracker = tracker;
+    snap_unlock(&guest->tracker_lock);
+}
+
+void snap_guest_mark_dirty(SnapGuest *guest, uint64_t address, uint64_t length_bytes) {
+    snap_lock(&guest->tracker_lock);
+    if (guest->tracker) {
+        snap_tracker_mark_dirty(guest->tracker, address, length_bytes);
+    }
+    snap_unlock(&guest->tracker_lock);
 }
 
 int snap_guest_pid(const SnapGuest *guest) {

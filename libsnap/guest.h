@@ -19,8 +19,13 @@ struct SnapGuest {
     const SnapMoveOps *move_ops; /* (nullable) */
     char *identity;              /* (nullable) */
     SnapGuestLog log;
-    SnapTracker *tracker; /* (nullable) (borrow): it makes room for a snapshot */
+
+    SnapLock tracker_lock; /* that there is one; before its own */
+    SnapTracker *tracker;  /* (nullable) (borrow): it makes room for a snapshot. Changed under tracker_lock */
 };
+
+/* Its writes are logged by @tracker; NULL: not any more, and nobody tells that one of writes. */
+void snap_guest_set_tracker(SnapGuest *guest, SnapTracker *tracker) SNAP_EXCLUDES(guest->tracker_lock);
 
 /* Let go of the guest's memory. */
 void snap_guest_drop_log(SnapGuest *guest);

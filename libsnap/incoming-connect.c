@@ -7,23 +7,14 @@
  * urgent channel.
  *
  * Failure modes: what is wrong with the first connection ends the migration, by name. Of what comes later, a
- * stranger (no HELLO, or one with another id) is sent away alone; who has our id and breaks the rules ends the
- * connection. Who says nothing, or next to nothing, is waited for no longer than a silence may last, and not at
- * all when our owner asks for something; those that come meanwhile wait behind it.
+ * stranger (no HELLO, or one with another id) is sent away alone; of the further channels, one that has our id and
+ * breaks the rules ends the connection, while of those that want to resume everybody who does not fit is sent
+ * away. Who says nothing, or next to nothing, is waited for no longer than a silence may last, and not at all when
+ * our owner asks for something; those that come meanwhile wait behind it.
  */
 #include "incoming.h"
 
 #include <unistd.h>
-
-static gboolean refuse(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
-static gboolean refuse(GError **error, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    g_autofree char *text = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "%s", text);
-    return FALSE;
-}
 
 /* ---- HELLO ----------------------------------------------------------------------------------------------- */
 
@@ -83,9 +74,10 @@ static gboolean check_replication(const SnapIncoming *incoming, const SnapWireHe
                                   GError **error) {
     bool replicates = hello->purpose == SNAP_WIRE_REPLICATE;
     if (replicates && (flags & SNAP_WIRE_POSTCOPY) != 0)
-        return refuse(error, "a replication has no post-copy");
+        return snap_incoming_refuse(error, "a replication has no post-copy");
     if (!incoming->guest && !replicates && (flags & SNAP_WIRE_ONE_WAY) == 0)
-        return refuse(error, "there is no guest here that could be run: a replication becomes images");
+        return snap_incoming_refuse(error,
+                                    "there is no guest here that could be run: a replication becomes images");
     return TRUE;
 }
 
@@ -93,17 +85,18 @@ static gboolean check_first(const SnapIncoming *incoming, const SnapWireHello *h
                             GError **error) {
     uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
     if (hello->channel != 0)
-        return refuse(error, "the main channel has to come first");
+        return snap_incoming_refuse(error, "the main channel has to come first");
     if ((flags & SNAP_WIRE_RESUME) != 0)
-        return refuse(error, "there is no migration here that could be resumed");
+        return snap_incoming_refuse(error, "there is no migration here that could be resumed");
     if ((flags & SNAP_WIRE_ONE_WAY) == 0 && snap_transport_is_one_way(incoming->transport))
-        return refuse(error, "it expects an answer, and this is a file");
+        return snap_incoming_refuse(error, "it expects an answer, and this is a file");
     if ((hello->n_channels > 1 || (flags & SNAP_WIRE_POSTCOPY) != 0) &&
         !snap_transport_can_have_several(incoming->transport))
-        return refuse(error, "there is room for one connection only at %s", incoming->uri);
+        return snap_incoming_refuse(error, "there is room for one connection only at %s", incoming->uri);
     if (incoming->guest && hello->page_bytes != page_bytes)
-        return refuse(error, "pages have %" G_GUINT64_FORMAT " bytes there, and %" G_GUINT64_FORMAT " here",
-                      hello->page_bytes, page_bytes);
+        return snap_incoming_refuse(error,
+                                    "pages have %" G_GUINT64_FORMAT " bytes there, and %" G_GUINT64_FORMAT " here",
+                                    hello->page_bytes, page_bytes);
     return check_replication(incoming, hello, flags, error);
 }
 
@@ -177,11 +170,11 @@ static gboolean check_further(const SnapIncoming *incoming, const SnapWireHello 
     bool urgent = hello->channel == SNAP_WIRE_URGENT;
     if (flags != expected_flags || hello->n_channels != link->n_channels ||
         hello->purpose != incoming->hello.purpose)
-        return refuse(error, "channel %u says otherwise than the main one", hello->channel);
+        return snap_incoming_refuse(error, "channel %u says otherwise than the main one", hello->channel);
     if (urgent && !incoming->may_postcopy)
-        return refuse(error, "an urgent channel, and no post-copy");
+        return snap_incoming_refuse(error, "an urgent channel, and no post-copy");
     if (urgent ? link->urgent != NULL : link->lanes[hello->channel] != NULL)
-        return refuse(error, "channel %u is there already", hello->channel);
+        return snap_incoming_refuse(error, "channel %u is there already", hello->channel);
     return TRUE;
 }
 
@@ -197,7 +190,7 @@ static gboolean accept_further(SnapIncoming *incoming, int timeout_ms, uint16_t 
     bool read = receive_hello(lane, &head, &hello, &failure);
     bool stranger = !read || !is_ours(incoming, &hello);
     if (read && stranger)
-        refuse(&failure, "another migration is under way here");
+        snap_incoming_refuse(&failure, "another migration is under way here");
     if (!failure && check_further(incoming, &hello, head.flags, flags, &failure) &&
         welcome(incoming, lane, SNAP_WIRE_AT_BEGIN, 0, &failure)) {
         *ret_lane = lane;
@@ -287,14 +280,14 @@ static gboolean check_again(const SnapIncoming *incoming, const SnapWireHello *h
                             GError **error) {
     uint16_t expected = SNAP_WIRE_RESUME | (incoming->postcopy ? SNAP_WIRE_POSTCOPY : 0);
     if (!is_ours(incoming, hello))
-        return refuse(error, "another migration is to be resumed here");
+        return snap_incoming_refuse(error, "another migration is to be resumed here");
     if ((flags & SNAP_WIRE_RESUME) == 0)
-        return refuse(error, "this migration has begun already");
+        return snap_incoming_refuse(error, "this migration has begun already");
     if ((flags | SNAP_WIRE_POSTCOPY) != (expected | SNAP_WIRE_POSTCOPY) || hello->channel != 0 ||
         hello->n_channels != 1 || hello->purpose != incoming->hello.purpose)
-        return refuse(error, "it is not resumed as it was begun");
+        return snap_incoming_refuse(error, "it is not resumed as it was begun");
     if (incoming->postcopy && (flags & SNAP_WIRE_POSTCOPY) == 0)
-        return refuse(error, "the urgent channel is to come as well");
+        return snap_incoming_refuse(error, "the urgent channel is to come as well");
     return TRUE;
 }
 
@@ -327,7 +320,7 @@ static gboolean tell_where(SnapIncoming *incoming, GError **error) {
 }
 
 /* A name may still have to be found; the URI says only then with which port it is listened at. */
-static gboolean listen_again(SnapIncoming *incoming, GError **error) {
+static gboolean begin_to_listen(SnapIncoming *incoming, GError **error) {
     if (!snap_transport_listen(incoming->transport, -1, error))
         return FALSE;
     snap_lock(&incoming->lock);
@@ -339,7 +332,8 @@ static gboolean listen_again(SnapIncoming *incoming, GError **error) {
 
 gboolean snap_incoming_meet_again(SnapIncoming *incoming, GError **error) {
     uint16_t flags = 0;
-    if (!listen_again(incoming, error) || !accept_again(incoming, &flags, error) || !tell_where(incoming, error))
+    if (!begin_to_listen(incoming, error) || !accept_again(incoming, &flags, error) ||
+        !tell_where(incoming, error))
         return FALSE;
     bool urgent = (flags & SNAP_WIRE_POSTCOPY) != 0;
     bool standby = incoming->hello.purpose == SNAP_WIRE_REPLICATE;

@@ -258,7 +258,7 @@ static void serve_lane(SnapMissing *missing) {
 }
 
 /* Until an answer has to be there; -1: nothing was asked for. */
-static int patience_ms(SnapMissing *missing) {
+static int answer_due_ms(SnapMissing *missing) {
     if (!can_ask(missing))
         return -1;
     snap_lock(&missing->lock);
@@ -284,7 +284,7 @@ gpointer snap_missing_run(gpointer data) {
                                {.fd = missing->wake_fd, .events = POLLIN},
                                {.fd = can_ask(missing) ? missing->lane->channel.in : -1, .events = POLLIN},
                                {.fd = can_ask(missing) ? missing->lane->channel.stop_fd : -1, .events = POLLIN}};
-        int left_ms = patience_ms(missing);
+        int left_ms = answer_due_ms(missing);
         int n = poll(fds, G_N_ELEMENTS(fds), left_ms);
         uint64_t count = 0;
         if (fds[1].revents && read(missing->wake_fd, &count, sizeof count) < 0)
@@ -293,7 +293,7 @@ gpointer snap_missing_run(gpointer data) {
             serve_messages(missing);
         if ((fds[2].revents || fds[3].revents) && can_ask(missing))
             serve_lane(missing); /* which fails where it was stopped */
-        if (n == 0 && left_ms >= 0 && patience_ms(missing) == 0)
+        if (n == 0 && left_ms >= 0 && answer_due_ms(missing) == 0)
             give_up_lane(missing);
     }
     return NULL;

@@ -16,6 +16,7 @@
  */
 #include "incoming.h"
 
+#include "image-file.h"
 #include "image-write.h"
 
 #include <errno.h>
@@ -25,7 +26,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BUFFERS = 16, NO_PLACE = -1 };
+/* FOLDS_MOST: merged after an epoch. More than one, so that what was held off is made up for. */
+enum { BUFFERS = 16, NO_PLACE = -1, FOLDS_MOST = 2 };
 
 /* A chunk that has come. */
 typedef struct {
@@ -210,32 +212,6 @@ static Arrived *look_up(SnapIncomingImage *image, unsigned region, uint64_t chun
     return arrived;
 }
 
-static int write_all(int fd, const uint8_t *data, size_t length, uint64_t offset) {
-    while (length > 0) {
-        ssize_t n = pwrite(fd, data, length, (off_t)offset);
-        if (n < 0 && errno != EINTR)
-            return -errno;
-        n = MAX(n, 0);
-        data += n;
-        offset += (uint64_t)n;
-        length -= (size_t)n;
-    }
-    return 0;
-}
-
-static int read_all(int fd, uint8_t *data, size_t length, uint64_t offset) {
-    while (length > 0) {
-        ssize_t n = pread(fd, data, length, (off_t)offset);
-        if (n == 0 || (n < 0 && errno != EINTR))
-            return n == 0 ? -EIO : -errno;
-        n = MAX(n, 0);
-        data += n;
-        offset += (uint64_t)n;
-        length -= (size_t)n;
-    }
-    return 0;
-}
-
 gboolean snap_incoming_image_take(SnapIncomingLane *lane, SnapIncomingRegion *region, const SnapWireChunk *chunk,
                                   GError **error) {
     SnapIncomingImage *image = lane->incoming->image;
@@ -247,7 +223,7 @@ gboolean snap_incoming_image_take(SnapIncomingLane *lane, SnapIncomingRegion *re
     Arrived *arrived = look_up(image, chunk->region, chunk->chunk, stored != 0);
     for (uint64_t left = stored; snap_chunk_take_run(&left, &first, &count); pages += count * page_bytes) {
         uint64_t offset = (uint64_t)arrived->place * image->chunk_bytes + first * page_bytes;
-        int rc = write_all(image->fd, pages, count * page_bytes, offset);
+        int rc = snap_file_write(image->fd, pages, count * page_bytes, offset);
         if (rc < 0) {
             snap_set_errno(error, -rc, "%s: what has come of an epoch", lane->incoming->image_dir);
             return FALSE;
@@ -277,7 +253,7 @@ static gboolean put_chunk(SnapIncomingImage *image, SnapImageWriter *writer, uns
         memset(chunk->data + first * page_bytes, 0, count * page_bytes);
     for (uint64_t left = stored; snap_chunk_take_run(&left, &first, &count);) {
         uint64_t offset = (uint64_t)arrived->place * image->chunk_bytes + first * page_bytes;
-        int rc = read_all(image->fd, chunk->data + first * page_bytes, count * page_bytes, offset);
+        int rc = snap_file_read(image->fd, chunk->data + first * page_bytes, count * page_bytes, offset);
         if (rc < 0) {
             snap_set_errno(error, -rc, "what has come of an epoch cannot be read back");
             return FALSE;
@@ -381,7 +357,9 @@ static char *image_path(const SnapIncoming *incoming, unsigned number) {
 
 gboolean snap_incoming_image_fold_old(SnapIncoming *incoming, GError **error) {
     SnapIncomingImage *image = incoming->image;
-    while (incoming->image_keep && image->n_images - image->n_folded > incoming->image_keep) {
+    for (unsigned i = 0; i < FOLDS_MOST; i++) {
+        if (!incoming->image_keep || image->n_images - image->n_folded <= incoming->image_keep)
+            return TRUE;
         g_autofree char *oldest = image_path(incoming, image->n_folded + 1);
         g_autofree char *next = image_path(incoming, image->n_folded + 2);
         g_autoptr(GError) failure = NULL;

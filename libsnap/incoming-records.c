@@ -224,10 +224,8 @@ static gboolean (*const functions[SNAP_WIRE_MAX])(SnapIncoming *, const SnapWire
 /* ---- the loop -------------------------------------------------------------------------------------------- */
 
 static gboolean on_failed(SnapIncoming *incoming, const SnapWireHead *head, GError **error) {
-    g_autofree char *text = snap_wire_decode_failed(head, incoming->link->lanes[0]->body);
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "the other side: %s", text);
     incoming->told = true;
-    return FALSE;
+    return snap_channel_fail_as_told(head, incoming->link->lanes[0]->body, error);
 }
 
 static gboolean serve_record(SnapIncoming *incoming, GError **error) {
@@ -260,7 +258,7 @@ static gboolean cancelled(SnapIncoming *incoming, GError **error) {
 }
 
 /* Of the silence that is allowed, how much is left. */
-static int patience_ms(const SnapChannel *channel) {
+static int silence_left_ms(const SnapChannel *channel) {
     if (channel->never_silent)
         return -1;
     int64_t silent_us = g_get_monotonic_time() - __atomic_load_n(&channel->received_us, __ATOMIC_RELAXED);
@@ -270,7 +268,7 @@ static int patience_ms(const SnapChannel *channel) {
 /* Wait for a record, or for something else to look at. */
 static gboolean serve_next(SnapIncoming *incoming, GError **error) {
     SnapChannel *channel = &incoming->link->lanes[0]->channel;
-    int left_ms = patience_ms(channel);
+    int left_ms = silence_left_ms(channel);
     if (snap_incoming_link_is_failing(incoming))
         left_ms = LOOK_MS; /* at most: something is going to be decided */
     if (snap_channel_wait(channel, incoming->wake_fd, left_ms))
@@ -279,7 +277,7 @@ static gboolean serve_next(SnapIncoming *incoming, GError **error) {
     bool woken = read(incoming->wake_fd, &count, sizeof count) > 0;
     if (cancelled(incoming, error))
         return FALSE;
-    if (!woken && patience_ms(channel) == 0) {
+    if (!woken && silence_left_ms(channel) == 0) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT, "the other side is silent");
         return FALSE;
     }

@@ -14,30 +14,24 @@
 #include <errno.h>
 #include <sys/mman.h>
 
-void snap_incoming_region_free(gpointer data) {
-    SnapIncomingRegion *region = data;
+void snap_incoming_region_drop_masks(SnapIncomingRegion *region) {
     uint64_t n_granules = region->parts ? region->region->length_bytes / region->region->granule_bytes : 0;
     for (uint64_t i = 0; i < n_granules; i++)
         g_free(region->parts[i]);
-    g_free(region->parts);
-    g_free(region->put);
-    g_free(region->missing);
-    g_free(region->asked);
+    g_clear_pointer(&region->parts, g_free);
+    g_clear_pointer(&region->put, g_free);
+    g_clear_pointer(&region->missing, g_free);
+    g_clear_pointer(&region->asked, g_free);
+}
+
+void snap_incoming_region_free(gpointer data) {
+    SnapIncomingRegion *region = data;
+    snap_incoming_region_drop_masks(region);
     snap_region_free(region->region);
     g_free(region);
 }
 
 /* ---- comparing ------------------------------------------------------------------------------------------- */
-
-static gboolean refuse(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
-static gboolean refuse(GError **error, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    g_autofree char *text = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "%s", text);
-    return FALSE;
-}
 
 static const char *cannot_receive(const SnapRegion *region) {
     if (region->refusal)
@@ -56,7 +50,7 @@ GPtrArray *snap_incoming_list_regions(SnapIncoming *incoming, GError **error) {
         const SnapRegion *region = g_ptr_array_index(own, i);
         const char *why = cannot_receive(region);
         if (why) {
-            refuse(error, "region \"%s\": %s", region->name, why);
+            snap_incoming_refuse(error, "region \"%s\": %s", region->name, why);
             return NULL;
         }
     }
@@ -64,9 +58,9 @@ GPtrArray *snap_incoming_list_regions(SnapIncoming *incoming, GError **error) {
 }
 
 static gboolean differ(const char *name, const char *what, uint64_t there, uint64_t here, GError **error) {
-    return refuse(error,
-                  "region \"%s\" has %s 0x%" G_GINT64_MODIFIER "x there, and 0x%" G_GINT64_MODIFIER "x here", name,
-                  what, there, here);
+    return snap_incoming_refuse(
+        error, "region \"%s\" has %s 0x%" G_GINT64_MODIFIER "x there, and 0x%" G_GINT64_MODIFIER "x here", name,
+        what, there, here);
 }
 
 static gboolean compare(const SnapRegion *own, const SnapWireRegion *theirs, GError **error) {
@@ -120,14 +114,14 @@ gboolean snap_incoming_add_region(SnapIncoming *incoming, GPtrArray *own, const 
         g_ptr_array_add(incoming->regions, region_new(incoming, g_ptr_array_steal_index(own, i), theirs));
         return TRUE;
     }
-    return refuse(error, "there is no region \"%s\" here, or it came twice", name);
+    return snap_incoming_refuse(error, "there is no region \"%s\" here, or it came twice", name);
 }
 
 gboolean snap_incoming_check_regions(const GPtrArray *own, GError **error) {
     if (own->len == 0)
         return TRUE;
     const SnapRegion *left = g_ptr_array_index(own, 0);
-    return refuse(error, "there is no region \"%s\" at the source", left->name);
+    return snap_incoming_refuse(error, "there is no region \"%s\" at the source", left->name);
 }
 
 /* ---- another layout -------------------------------------------------------------------------------------- */

@@ -145,6 +145,18 @@ static void begin_promotion_locked(SnapIncoming *incoming) SNAP_REQUIRES(incomin
     enter_locked(incoming, SNAP_MIGRATION_DEVICE);
 }
 
+/* It runs here with all it has. A source that asks again is told so, and for that nothing else is needed: what the
+ * guest came with does not stay for as long as it runs. Nobody else is there to look at it. */
+static void let_go(SnapIncoming *incoming) {
+    if (incoming->missing)
+        snap_missing_finish(incoming->missing); /* it may not have come to a post-copy */
+    g_clear_pointer(&incoming->arrivals, snap_arrivals_free);
+    g_clear_pointer(&incoming->states, g_ptr_array_unref);
+    g_clear_pointer(&incoming->next_states, g_ptr_array_unref);
+    for (guint i = 0; i < incoming->regions->len; i++)
+        snap_incoming_region_drop_masks(g_ptr_array_index(incoming->regions, i));
+}
+
 /* Close the connection, and say where that leaves us. @failure: (take). Return: what is to be done next, if that
  * is known. */
 static unsigned settle(SnapIncoming *incoming, bool ok, GError *failure) {
@@ -159,6 +171,8 @@ static unsigned settle(SnapIncoming *incoming, bool ok, GError *failure) {
     if (incoming->arrivals)
         snap_arrivals_drop(incoming->arrivals);
     snap_incoming_drop_states(incoming);
+    if (incoming->complete)
+        let_go(incoming);
     SnapMigrationPhase phase = phase_after(incoming, ok, bits);
     snap_lock(&incoming->lock);
     SnapMigrationPhase before = incoming->phase;

@@ -50,13 +50,18 @@ SnapIncoming *snap_incoming_start(SnapGuest *guest, const SnapIncomingOptions *o
     g_autoptr(SnapTransport) transport = options->uri ? snap_transport_new_destination(options->uri, error) : NULL;
     if (options->uri && !transport)
         return NULL;
-    bool made = false;
-    if (!check_options(guest, options, error) ||
-        !(guest || snap_incoming_image_prepare(options->image_dir, &made, error)))
+    if (!check_options(guest, options, error))
         return NULL;
     int wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (wake_fd < 0) {
         snap_set_errno(error, errno, "an eventfd");
+        return NULL;
+    }
+    bool made = false;
+    if (!guest && !snap_incoming_image_prepare(options->image_dir, &made, error)) {
+        if (made)
+            rmdir(options->image_dir);
+        close(wake_fd);
         return NULL;
     }
     SnapIncoming *incoming = g_new0(SnapIncoming, 1);
@@ -129,8 +134,11 @@ gboolean snap_incoming_wait(SnapIncoming *incoming, int timeout_ms, GError **err
 
 /* ---- what is asked of it --------------------------------------------------------------------------------- */
 
-static gboolean refuse(GError **error, const char *why) {
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "%s", why);
+gboolean snap_incoming_refuse(GError **error, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    g_propagate_error(error, g_error_new_valist(SNAP_ERROR, SNAP_ERROR_REFUSED, format, args));
+    va_end(args);
     return FALSE;
 }
 
@@ -154,7 +162,7 @@ gboolean snap_incoming_cancel(SnapIncoming *incoming, GError **error) {
         snap_incoming_interrupt_locked(incoming);
     }
     snap_unlock(&incoming->lock);
-    return why ? refuse(error, why) : TRUE;
+    return why ? snap_incoming_refuse(error, "%s", why) : TRUE;
 }
 
 /* Of a move only what has lost its source, and all else is here: of whoever is connected GO may come. */
@@ -182,7 +190,7 @@ gboolean snap_incoming_promote(SnapIncoming *incoming, gboolean force, GError **
         snap_incoming_interrupt_locked(incoming);
     }
     snap_unlock(&incoming->lock);
-    return why ? refuse(error, why) : TRUE;
+    return why ? snap_incoming_refuse(error, "%s", why) : TRUE;
 }
 
 static const char *cannot_recover_locked(const SnapIncoming *incoming) {
@@ -195,14 +203,14 @@ static const char *cannot_recover_locked(const SnapIncoming *incoming) {
 }
 
 /* Nothing is listened at before it is known that it may be: at its own address it would find itself. */
-static SnapTransport *listen_again(SnapIncoming *incoming, const char *uri, GError **error) {
+static SnapTransport *listen_for_source(SnapIncoming *incoming, const char *uri, GError **error) {
     g_autoptr(GError) failure = NULL;
     snap_lock(&incoming->lock);
     const char *why = cannot_recover_locked(incoming);
     snap_unlock(&incoming->lock);
     if (why) {
         snap_transport_discard(uri);
-        refuse(error, why);
+        snap_incoming_refuse(error, "%s", why);
         return NULL;
     }
     g_autoptr(SnapTransport) transport = snap_transport_prepare_destination(uri, error);
@@ -218,7 +226,7 @@ static SnapTransport *listen_again(SnapIncoming *incoming, const char *uri, GErr
 gboolean snap_incoming_recover(SnapIncoming *incoming, const char *uri, GError **error) {
     if (!snap_transport_check(uri, error))
         return FALSE;
-    g_autoptr(SnapTransport) transport = listen_again(incoming, uri, error);
+    g_autoptr(SnapTransport) transport = listen_for_source(incoming, uri, error);
     if (!transport)
         return FALSE;
     bool one_way = snap_transport_is_one_way(transport);
@@ -232,7 +240,7 @@ gboolean snap_incoming_recover(SnapIncoming *incoming, const char *uri, GError *
         snap_cond_broadcast(&incoming->changed);
     }
     snap_unlock(&incoming->lock);
-    return why ? refuse(error, why) : TRUE;
+    return why ? snap_incoming_refuse(error, "%s", why) : TRUE;
 }
 
 /* ---- where it is ----------------------------------------------------------------------------------------- */

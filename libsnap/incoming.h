@@ -210,6 +210,11 @@ struct SnapIncoming {
     uint64_t blob_bytes; /* of all in next_states */
 };
 
+/* ---- incoming.c ------------------------------------------------------------------------------------------ */
+
+/* REFUSED, and why. Return: FALSE. */
+gboolean snap_incoming_refuse(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
 /* ---- incoming-run.c -------------------------------------------------------------------------------------- */
 
 gpointer snap_incoming_run(gpointer data);
@@ -322,6 +327,8 @@ GPtrArray *snap_incoming_list_regions(SnapIncoming *incoming, GError **error);
 void snap_incoming_drop_memory(SnapIncoming *incoming);
 /* The same of a part that nobody uses and no userfaultfd has. Return: 0 or -errno. */
 int snap_incoming_drop_range(const SnapIncomingRegion *region, uint64_t offset, uint64_t length_bytes);
+/* What is known of single pages is not needed any more: the guest runs, and nothing is missing. */
+void snap_incoming_region_drop_masks(SnapIncomingRegion *region);
 void snap_incoming_region_free(gpointer region);
 
 /* ---- incoming-chunk.c ------------------------------------------------------------------------------------ */
@@ -379,16 +386,17 @@ gboolean snap_missing_take(SnapIncomingLane *lane, SnapIncomingRegion *region, c
 
 typedef struct SnapIncomingImage SnapIncomingImage;
 
-/* Whether @dir can hold images of a replication: it is there now, and none is in it. Errors: EXISTS; IO. */
-/* @dir is there (*ret_made: now), and has no images. */
+/* Whether @dir can hold images of a replication: it is there now (*ret_made: by us), and none is in it. Errors:
+ * EXISTS; IO. */
 gboolean snap_incoming_image_prepare(const char *dir, bool *ret_made, GError **error);
 SnapIncomingImage *snap_incoming_image_new(SnapIncoming *incoming, GError **error);
 void snap_incoming_image_free(SnapIncomingImage *image);
 gboolean snap_incoming_image_take(SnapIncomingLane *lane, SnapIncomingRegion *region, const SnapWireChunk *chunk,
                                   GError **error);
-/* Make an image of what has come, and begin anew. */
 /* Regions are those of @layout from now on. What is wrong with it, and nothing has changed; or NULL. */
 const char *snap_incoming_image_change(SnapIncoming *incoming, GPtrArray *layout);
+/* Make an image of what has come, and begin anew. */
 gboolean snap_incoming_image_commit(SnapIncoming *incoming, GError **error);
-/* Merge the oldest images where there are more than are to be kept; what somebody reads stays for now. */
+/* Merge the oldest images where there are more than are to be kept, two at most; what somebody reads stays for
+ * now. Errors: those of snap_image_fold() but TIMED_OUT. */
 gboolean snap_incoming_image_fold_old(SnapIncoming *incoming, GError **error);

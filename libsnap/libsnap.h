@@ -198,6 +198,15 @@ SnapGuest *snap_guest_new(const char *driver, int pid, const SnapGuestOps *ops, 
 void snap_guest_free(SnapGuest *guest);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapGuest, snap_guest_free)
 /**
+ * snap_guest_mark_dirty: tell whoever logs this guest now (a SnapTracker; a SnapOutgoing, also one that a client
+ * of the QMP server has begun) of a write that page tables do not see: a device's, another process's. After the
+ * write; for what is written until the guest stands, before pause(STOP) returns.
+ * @address, @length_bytes: in the guest's process; widened to whole pages. What is not logged is passed over:
+ * before a log begins there is nothing to tell. Thread: any, which holds no lock that list_regions takes: it may
+ * wait for a collection that is under way.
+ */
+void snap_guest_mark_dirty(SnapGuest *guest, uint64_t address, uint64_t length_bytes);
+/**
  * snap_guest_set_identity: what tells this guest from every other for as long as it lives; images carry it, and an
  *   image is not made the child of another guest's. Without it only the kind of guest is compared.
  * @identity: (borrow) UTF-8.
@@ -793,15 +802,6 @@ gboolean snap_outgoing_reclaim(SnapOutgoing *outgoing, GError **error);
 /** snap_outgoing_hand_over: end a replication by handing the guest over at the next epoch. Errors: REFUSED, it is
  * none, or one-way, or over, or the guest has no hand_over. Thread: any. */
 gboolean snap_outgoing_hand_over(SnapOutgoing *outgoing, GError **error);
-
-/**
- * snap_outgoing_mark_dirty: tell of a write that page tables do not see (a device's, another process's), so that
- * it is sent. After the write, and for the last ones before pause(STOP) returns.
- * @address, @length_bytes: in the guest's process; widened to whole pages. What is not logged is passed over:
- * before the first copy begins nothing is, as all is sent. Thread: any; it may wait for a collection that is under
- * way.
- */
-void snap_outgoing_mark_dirty(SnapOutgoing *outgoing, uint64_t address, uint64_t length_bytes);
 
 /** snap_outgoing_set_limits: they hold at once. @limits: (borrow). Errors: REFUSED, a dirty limit, and the guest
  * has no throttle; those of before hold. Thread: any. */

@@ -135,7 +135,7 @@ static gboolean send_pages(SnapLane *lane, SnapPosition place, uint64_t mask, ui
 
 /* A guest that runs, and may map and unmap as it likes: what it has now is looked at when it stands. */
 static bool may_skip(const SnapOutgoing *outgoing) {
-    return snap_outgoing_can_announce(outgoing) && !outgoing->paused;
+    return snap_outgoing_can_announce(outgoing) && !outgoing->stands;
 }
 
 gboolean snap_lane_send(SnapLane *lane, SnapPosition place, uint64_t mask, GError **error) {

@@ -259,7 +259,9 @@ static gboolean check_same(const SnapOutgoing *outgoing, const GPtrArray *now, G
     if (other) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
                     "%s: the guest's memory is laid out differently than when the migration began%s", other->name,
-                    outgoing->n_lanes > 1 ? "; images can follow that over one channel, without multifd" : "");
+                    outgoing->options.epoch_ms && outgoing->n_lanes > 1
+                        ? "; images can follow that over one channel, without multifd"
+                        : "");
     }
     return !other;
 }
@@ -321,6 +323,7 @@ static GPtrArray *new_sources(SnapOutgoing *outgoing, GPtrArray *now, GError **e
 /* Put the others of @now into @sources. Nobody else looks while a source is in both arrays, or in none. */
 static void keep_others(SnapOutgoing *outgoing, const GPtrArray *now, GPtrArray *sources) {
     snap_lock(&outgoing->lock);
+    outgoing->stats.remaining_bytes = snap_outgoing_remaining(outgoing);
     outgoing->may_read = false;
     snap_unlock(&outgoing->lock);
     for (guint i = 0; i < outgoing->sources->len; i++) {

@@ -115,9 +115,7 @@ static gboolean hear(SnapOutgoing *outgoing, SnapWireType type, SnapWireHead *re
         return TRUE;
     }
     if (head.type == SNAP_WIRE_FAILED) {
-        g_autofree char *text = snap_wire_decode_failed(&head, outgoing->body);
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "the other side: %s", text);
-        return FALSE;
+        return snap_channel_fail_as_told(&head, outgoing->body, error);
     }
     return head.type == SNAP_WIRE_ALIVE || fail_protocol(&head, error);
 }
@@ -156,9 +154,8 @@ static void explain(SnapOutgoing *outgoing, GError **error) {
     while (g_get_monotonic_time() < until_us &&
            snap_channel_receive(&outgoing->lanes[0].channel, LAST_WORDS_MS, &head, outgoing->body, NULL)) {
         if (head.type == SNAP_WIRE_FAILED) {
-            g_autofree char *text = snap_wire_decode_failed(&head, outgoing->body);
             g_clear_error(error);
-            g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "the other side: %s", text);
+            snap_channel_fail_as_told(&head, outgoing->body, error);
             return;
         }
     }

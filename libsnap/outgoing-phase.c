@@ -25,6 +25,10 @@ static const unsigned follows[] = {
 };
 G_STATIC_ASSERT(G_N_ELEMENTS(follows) == SNAP_MIGRATION_MAX);
 
+bool snap_outgoing_is_over(SnapMigrationPhase phase) {
+    return follows[phase] == 0;
+}
+
 void snap_outgoing_enter_locked(SnapOutgoing *outgoing, SnapMigrationPhase phase) {
     g_assert(follows[outgoing->phase] & (1u << phase));
     if (phase == SNAP_MIGRATION_UNCONNECTED && outgoing->phase != SNAP_MIGRATION_RECOVER) {
@@ -87,10 +91,6 @@ static uint64_t load(const uint64_t *count) {
     return __atomic_load_n(count, __ATOMIC_RELAXED);
 }
 
-static bool is_over(SnapMigrationPhase phase) {
-    return follows[phase] == 0;
-}
-
 static void count_rates(SnapOutgoing *outgoing, SnapMigrationStats *stats) SNAP_REQUIRES(outgoing->lock) {
     uint64_t now_ns = snap_now_ns();
     uint64_t pages = stats->pages_normal + stats->pages_zero;
@@ -114,7 +114,7 @@ void snap_outgoing_get_stats(SnapOutgoing *outgoing, SnapMigrationStats *ret_sta
     if (outgoing->may_read) {
         stats.remaining_bytes = snap_outgoing_remaining(outgoing);
     }
-    if (!is_over(outgoing->phase)) {
+    if (!snap_outgoing_is_over(outgoing->phase)) {
         stats.total_ns = snap_now_ns() - outgoing->start_ns;
         count_rates(outgoing, &stats);
     }

@@ -5,8 +5,9 @@
  * may be not. Both were written after they had been taken out of the set, so the log has them, and they are sent
  * again.
  *
- * Failure modes: nothing is mapped there (NOT_FOUND); the guest is gone. Where it stands, and the page belongs to
- * a mapping, that is one behind the end of its file, which the guest cannot read either: zeros.
+ * Failure modes: nothing is mapped there (NOT_FOUND); the guest is gone. Where it stands, its regions are compared
+ * with what is mapped (outgoing-layout.c), so that is a mapping behind the end of its file, which the guest cannot
+ * read either: zeros.
  */
 #include "outgoing.h"
 
@@ -64,7 +65,7 @@ static int read_runs(const SnapOutgoing *outgoing, const SnapRegion *region, uin
         uint64_t offset = (chunk * SNAP_CHUNK_PAGES + first) * region->page_bytes, length = n * region->page_bytes;
         result =
             snap_memory_read(&outgoing->reader, region, offset, region->host_address + offset, ret_pages, length);
-        if (result == -EFAULT && outgoing->paused) {
+        if (result == -EFAULT && outgoing->stands) {
             result = read_single(outgoing, region, offset, ret_pages, n);
         }
         ret_pages += length;

@@ -116,13 +116,17 @@ static gboolean pause_for_epoch(SnapOutgoing *outgoing, Buffer *buffer, Pause *p
     return pause->delayed || copy_all(outgoing, buffer, error);
 }
 
+/* @ret_pause_ns: all that the guest stood. After an error it may stand. */
 static gboolean take_epoch(SnapOutgoing *outgoing, Buffer *buffer, uint64_t *ret_pause_ns, GError **error) {
+    *ret_pause_ns = 0;
     for (unsigned times = 0;; times++) {
         Pause pause = {.may_delay = times < NEW_TIMES};
-        gboolean taken = pause_for_epoch(outgoing, buffer, &pause, error);
-        gboolean resumed = snap_outgoing_resume_guest(outgoing, NULL, taken ? error : NULL);
-        *ret_pause_ns = snap_now_ns() - outgoing->stop_ns;
-        if (!taken || !resumed || (pause.changed && !snap_outgoing_send_layout(outgoing, error))) {
+        if (!pause_for_epoch(outgoing, buffer, &pause, error) ||
+            !snap_outgoing_resume_guest(outgoing, NULL, error)) {
+            return FALSE;
+        }
+        *ret_pause_ns += snap_now_ns() - outgoing->stop_ns;
+        if (pause.changed && !snap_outgoing_send_layout(outgoing, error)) {
             return FALSE;
         }
         if (!pause.delayed) {

@@ -119,8 +119,11 @@ gboolean snap_outgoing_iterate(SnapOutgoing *outgoing, GError **error) {
         SnapConvergeVerdict verdict = snap_converge_round(&outgoing->converge, &options, &round);
         write_down(outgoing);
         snap_outgoing_throttle(outgoing, outgoing->converge.throttle_percent);
-        if (verdict == SNAP_CONVERGE_FAIL) {
+        if (verdict == SNAP_CONVERGE_FAIL && !outgoing->options.epoch_ms) {
             return fail_to_converge(outgoing, error);
+        }
+        if (verdict == SNAP_CONVERGE_FAIL) { /* a guest that is replicated stands while it is copied, no longer */
+            return TRUE;
         }
         if (verdict == SNAP_CONVERGE_SWITCH || g_atomic_int_get(&outgoing->want_postcopy)) {
             return TRUE;

@@ -34,6 +34,7 @@ gboolean snap_outgoing_stop_guest(SnapOutgoing *outgoing, GError **error) {
     const SnapGuest *guest = outgoing->guest;
     outgoing->stop_ns = snap_now_ns();
     gboolean stopped = guest->ops->pause(guest->opaque, SNAP_PAUSE_STOP, error);
+    outgoing->stands = stopped;
     snap_outgoing_throttle(outgoing, 0);
     return stopped;
 }
@@ -44,7 +45,7 @@ gboolean snap_outgoing_resume_guest(SnapOutgoing *outgoing, uint64_t *ret_pause_
     if (!outgoing->paused) {
         return TRUE;
     }
-    outgoing->paused = false;
+    outgoing->paused = outgoing->stands = false;
     gboolean done = guest->ops->resume(guest->opaque, &pause_ns, error);
     if (ret_pause_ns) {
         *ret_pause_ns = pause_ns;

@@ -72,10 +72,7 @@ static void release(SnapOutgoing *outgoing) {
     snap_outgoing_stop_answering(outgoing);
     snap_outgoing_stop_lanes(outgoing);
     snap_outgoing_disconnect(outgoing);
-    snap_lock(&outgoing->lock);
-    SnapTracker *tracker = g_steal_pointer(&outgoing->tracker);
-    snap_unlock(&outgoing->lock);
-    snap_tracker_free(tracker);
+    g_clear_pointer(&outgoing->tracker, snap_tracker_free);
     snap_outgoing_forget_regions(outgoing);
 }
 
@@ -108,14 +105,6 @@ static gpointer run(gpointer data) {
     }
     snap_outgoing_end(outgoing, cancelled ? SNAP_MIGRATION_CANCELLED : SNAP_MIGRATION_FAILED, error);
     return NULL;
-}
-
-void snap_outgoing_mark_dirty(SnapOutgoing *outgoing, uint64_t address, uint64_t length_bytes) {
-    snap_lock(&outgoing->lock);
-    if (outgoing->tracker) {
-        snap_tracker_mark_dirty(outgoing->tracker, address, length_bytes);
-    }
-    snap_unlock(&outgoing->lock);
 }
 
 /* ---- limits ---------------------------------------------------------------------------------------------- */
@@ -283,16 +272,11 @@ static void wake_locked(SnapOutgoing *outgoing) SNAP_REQUIRES(outgoing->lock) {
     snap_cond_broadcast(&outgoing->changed);
 }
 
-static bool is_over(SnapMigrationPhase phase) {
-    return phase == SNAP_MIGRATION_COMPLETED || phase == SNAP_MIGRATION_FAILED ||
-           phase == SNAP_MIGRATION_CANCELLED;
-}
-
 gboolean snap_outgoing_wait(SnapOutgoing *outgoing, int timeout_ms, GError **error) {
     gint64 until_us = g_get_monotonic_time() + (gint64)timeout_ms * 1000;
     bool in_time = true;
     snap_lock(&outgoing->lock);
-    while (!is_over(outgoing->phase) && outgoing->phase != SNAP_MIGRATION_UNCONNECTED && in_time) {
+    while (!snap_outgoing_is_over(outgoing->phase) && outgoing->phase != SNAP_MIGRATION_UNCONNECTED && in_time) {
         if (timeout_ms < 0) {
             snap_cond_wait(&outgoing->changed, &outgoing->lock);
         } else {
@@ -300,7 +284,7 @@ gboolean snap_outgoing_wait(SnapOutgoing *outgoing, int timeout_ms, GError **err
         }
     }
     gboolean completed = outgoing->phase == SNAP_MIGRATION_COMPLETED;
-    if (!completed && !is_over(outgoing->phase) && outgoing->phase != SNAP_MIGRATION_UNCONNECTED) {
+    if (!completed && !snap_outgoing_is_over(outgoing->phase) && outgoing->phase != SNAP_MIGRATION_UNCONNECTED) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_TIMED_OUT, "the migration is still under way");
     } else if (!completed && error) {
         *error = g_error_copy(outgoing->error);
@@ -315,7 +299,7 @@ gboolean snap_outgoing_wait(SnapOutgoing *outgoing, int timeout_ms, GError **err
 gboolean snap_outgoing_cancel(SnapOutgoing *outgoing, GError **error) {
     snap_lock(&outgoing->lock);
     gboolean may = !outgoing->committed;
-    if (may && !is_over(outgoing->phase)) {
+    if (may && !snap_outgoing_is_over(outgoing->phase)) {
         g_atomic_int_set(&outgoing->cancelled, 1);
         snap_outgoing_stop_locked(outgoing);
         wake_locked(outgoing);
@@ -351,7 +335,7 @@ gboolean snap_outgoing_hand_over(SnapOutgoing *outgoing, GError **error) {
     const SnapMoveOps *ops = outgoing->guest->move_ops;
     snap_lock(&outgoing->lock);
     bool may = outgoing->options.epoch_ms && ops && ops->hand_over && !outgoing->one_way && !outgoing->committed &&
-               !is_over(outgoing->phase);
+               !snap_outgoing_is_over(outgoing->phase);
     gboolean done = set_wish(outgoing, may, &outgoing->wishes.hand_over,
                              "it is not a replication of a guest that can be moved, or it is over", error);
     snap_unlock(&outgoing->lock);

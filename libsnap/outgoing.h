@@ -27,9 +27,9 @@
  *
  * from STANDBY to PRE_SWITCHOVER as well; and from SETUP, ACTIVE, PRE_SWITCHOVER, STANDBY, DEVICE and RECOVER:
  * FAILED or CANCELLED. From the last two only as long as `committed` is not set: from then on the other side may
- * have the guest, and it never runs here again. It is set under the lock, in one with a last look at what was
- * asked, just before the first byte of GO is written; and taken back where the other side says FAILED instead of
- * STARTED, which is the only way from RECOVER to an end without the guest there.
+ * have the guest, and it does not run here. It is set under the lock, in one with a last look at what was asked,
+ * just before the first byte of GO is written; and taken back, which leads from RECOVER to an end without the
+ * guest there, where the other side says FAILED instead of STARTED, or the owner takes the guest back (reclaim).
  *
  * Failure modes: whatever fails before that, the guest is resumed first, then the other side is told (FAILED),
  * then the log ends and the phase says so. What fails after it is UNCONNECTED.
@@ -163,8 +163,8 @@ struct SnapOutgoing {
     guint last_source;  /* that the log spoke of */
     SnapMemoryReader reader;
     int pagemap;
-    SnapTracker *tracker; /* goes under the lock */
-    uint64_t late_bytes;  /* of SNAP_MEMORY_COPIED, which is sent in the pause */
+    SnapTracker *tracker;
+    uint64_t late_bytes; /* of SNAP_MEMORY_COPIED, which is sent in the pause */
     SnapLane lanes[SNAP_WIRE_MAX_CHANNELS];
     guint n_lanes;
     SnapLane urgent;
@@ -176,7 +176,8 @@ struct SnapOutgoing {
     uint8_t *body;   /* of the record received last */
     int64_t looked_us;
     SnapConverge converge;
-    bool paused;
+    bool paused;   /* to be resumed: from READY on */
+    bool stands;   /* from STOP on */
     bool postcopy; /* it was switched over with pages missing */
     unsigned throttled_percent;
     uint64_t stop_ns;   /* when the guest was stopped */
@@ -194,6 +195,8 @@ static inline const SnapRegion *snap_outgoing_region(const SnapOutgoing *outgoin
 
 /* ---- outgoing-phase.c ------------------------------------------------------------------------------------ */
 
+/* Nothing follows it. */
+bool snap_outgoing_is_over(SnapMigrationPhase phase);
 /* It is in @phase now, and who is to be told is told. */
 void snap_outgoing_enter(SnapOutgoing *outgoing, SnapMigrationPhase phase) SNAP_EXCLUDES(outgoing->lock);
 void snap_outgoing_enter_locked(SnapOutgoing *outgoing, SnapMigrationPhase phase) SNAP_REQUIRES(outgoing->lock);
@@ -267,9 +270,11 @@ gboolean snap_outgoing_list(SnapOutgoing *outgoing, GError **error);
 gboolean snap_outgoing_check_regions(SnapOutgoing *outgoing, GError **error);
 /* Remember which mapping it is for the log now. Return: whether it is the same as the last time. */
 bool snap_outgoing_note_serial(const SnapOutgoing *outgoing, SnapSource *source);
-/* Whether other regions, and other mappings in their places, can be announced. */
+/* Whether other regions, and other mappings in their places, can be announced. A guest that can be handed over
+ * keeps its regions: it may go to one that has the same. */
 static inline bool snap_outgoing_can_announce(const SnapOutgoing *outgoing) {
-    return outgoing->options.epoch_ms && outgoing->n_lanes == 1;
+    const SnapMoveOps *ops = outgoing->guest->move_ops;
+    return outgoing->options.epoch_ms && outgoing->n_lanes == 1 && !(ops && ops->hand_over);
 }
 /*
  * The guest stands, and the log has been collected: sources are what it has now; what is new of it is to be sent.

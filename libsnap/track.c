@@ -37,8 +37,7 @@ SnapTracker *snap_tracker_new(SnapGuest *guest, const char *region_glob) {
     tracker->watches = g_ptr_array_new();
     tracker->alone = true;
     snap_lock_init(&tracker->lock);
-    g_assert(!guest->tracker);
-    guest->tracker = tracker;
+    snap_guest_set_tracker(guest, tracker);
     return tracker;
 }
 
@@ -46,9 +45,9 @@ void snap_tracker_free(SnapTracker *tracker) {
     if (!tracker) {
         return;
     }
+    snap_guest_set_tracker(tracker->guest, NULL);
     snap_lock(&tracker->lock);
     g_assert(tracker->watches->len == 0);
-    tracker->guest->tracker = NULL;
     snap_engine_close(tracker);
     snap_unlock(&tracker->lock);
     g_ptr_array_unref(tracker->areas);

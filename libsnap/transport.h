@@ -7,8 +7,8 @@
  * destination listens at all addresses, a source connects to this machine. fd:N is a socket of this process, which
  * is taken (what is no socket is not). exec: runs /bin/sh in a process group of its own with one end of a socket
  * pair as standard input and output; it is killed when the transport is freed. file: is one-way: written by a
- * source, which makes it under another name and renames it when snap_transport_keep() is called first; read by a
- * destination.
+ * source, which makes it under another name and renames it when snap_transport_keep() is called for the first
+ * time; read by a destination.
  *
  * Threads: one at a time, but snap_transport_stop().
  */

@@ -16,7 +16,6 @@
 #include "migration-end.h"
 #include "schema-handlers.h"
 
-#include <glib/gstdio.h>
 #include <string.h>
 
 void qapi_incoming_tell_uri(QapiHelper *helper, Migration *migration, SnapIncoming *incoming) {
@@ -126,7 +125,6 @@ enum { PAUSE_US = 100000 }; /* before it listens again: what has failed at once 
 struct QapiImages {
     Migration *migration;
     char *uri;
-    char *dir;  /* of what runs, or ran last */
     guint keep; /* images of each; 0: all */
 };
 
@@ -150,10 +148,9 @@ static void fail_images(QapiHelper *helper, const GError *error) {
     g_mutex_unlock(&helper->lock);
 }
 
-/* One has ended. What can be listened at is listened at again; a folder without an image in it is used again. */
-static void listen_again(QapiHelper *helper) {
+/* One has ended. What can be listened at is listened at again. */
+static void take_next(QapiHelper *helper) {
     g_autoptr(GError) error = NULL;
-    g_rmdir(helper->images->dir);
     if (!g_str_has_prefix(helper->images->uri, "unix:") && !g_str_has_prefix(helper->images->uri, "tcp:"))
         return;
     g_usleep(PAUSE_US);
@@ -166,10 +163,9 @@ static gboolean start_images(QapiHelper *helper, GError **error) {
     MigrationEnd *end = qapi_migration_end_new(helper, &qapi_incoming_ops, NULL, images->migration, TRUE, error);
     if (!end)
         return FALSE;
-    g_free(images->dir);
-    images->dir = free_dir(helper);
-    end->again = listen_again;
-    SnapIncomingOptions options = {.uri = images->uri, .image_dir = images->dir, .image_keep = images->keep};
+    g_autofree char *dir = free_dir(helper);
+    end->again = take_next;
+    SnapIncomingOptions options = {.uri = images->uri, .image_dir = dir, .image_keep = images->keep};
     SnapIncoming *incoming = snap_incoming_start(NULL, &options, qapi_migration_end_on_phase, end, error);
     if (!incoming) {
         qapi_migration_end_drop(end);
@@ -200,9 +196,6 @@ void qapi_incoming_images_free(QapiHelper *helper) {
     if (!helper->images)
         return;
     qapi_migration_free(helper->images->migration);
-    if (helper->images->dir)
-        g_rmdir(helper->images->dir);
-    g_free(helper->images->dir);
     g_free(helper->images->uri);
     g_clear_pointer(&helper->images, g_free);
 }

@@ -142,7 +142,7 @@ static void add_figures(json_object *object, const Migration *migration, const S
 static json_object *to_json(QapiHelper *helper, Migration *migration) {
     json_object *object = json_object_new_object();
     g_mutex_lock(&migration->lock);
-    SnapIncoming *incoming = qapi_migration_incoming_locked(migration);
+    SnapIncoming *incoming = migration->end ? qapi_migration_incoming_locked(migration) : migration->arrived;
     if (incoming)
         qapi_incoming_tell_uri(helper, migration, incoming); /* the port may be known only now */
     SnapMigrationStats stats = qapi_migration_stats_locked(helper, migration);
@@ -150,7 +150,8 @@ static json_object *to_json(QapiHelper *helper, Migration *migration) {
     if (migration->status != MIGRATION_NONE) {
         qapi_json_add_string(object, "status", qapi_migration_status_name(migration->status));
         add_figures(object, migration, &stats);
-        add_address(object, migration->uri);
+        if (migration->incoming) /* what has arrived may have gone on since, and still listens */
+            add_address(object, migration->uri);
     }
     g_mutex_unlock(&helper->lock);
     g_mutex_unlock(&migration->lock);

@@ -70,6 +70,20 @@ Migration *qapi_migration_call(QapiCall *call, QapiTarget **ret_target, GError *
     return *ret_target ? qapi_target_parts(*ret_target)->migration : NULL;
 }
 
+json_object *qapi_migration_ask(QapiCall *call,
+                                void (*ask_locked)(QapiCall *call, QapiTarget *target, Migration *migration,
+                                                   GError **error),
+                                GError **error) {
+    g_autoptr(QapiTarget) target = NULL;
+    Migration *migration = qapi_migration_call(call, &target, error);
+    if (!migration)
+        return NULL;
+    g_mutex_lock(&migration->lock);
+    ask_locked(call, target, migration, error);
+    g_mutex_unlock(&migration->lock);
+    return NULL;
+}
+
 MigrationStatus qapi_migration_status(QapiHelper *helper, const Migration *migration) {
     g_mutex_lock(&helper->lock);
     MigrationStatus status = migration->status;

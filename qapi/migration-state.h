@@ -111,6 +111,14 @@ void qapi_migration_begin_locked(QapiHelper *helper, QapiTarget *target, Migrati
  * Errors: as qapi_target_find(). Return: (borrow). */
 Migration *qapi_migration_call(QapiCall *call, QapiTarget **ret_target, GError **error);
 
+/** qapi_migration_ask: let @ask_locked ask what runs for the target of a call, with Migration.lock held.
+ * Errors: as qapi_target_find(); those of @ask_locked. Return: NULL, in any case: there is nothing to be answered.
+ */
+json_object *qapi_migration_ask(QapiCall *call,
+                                void (*ask_locked)(QapiCall *call, QapiTarget *target, Migration *migration,
+                                                   GError **error),
+                                GError **error);
+
 /** qapi_migration_check_locked: Errors: FAILED, something runs already, as QEMU says it. */
 gboolean qapi_migration_check_locked(const Migration *migration, GError **error);
 

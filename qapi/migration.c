@@ -144,8 +144,7 @@ static void tell_recovery(QapiHelper *helper, QapiTarget *target) {
     g_mutex_unlock(&helper->lock);
 }
 
-static void resume_locked(QapiCall *call, QapiTarget *target, GError **error) {
-    Migration *migration = qapi_target_parts(target)->migration;
+static void resume_locked(QapiCall *call, QapiTarget *target, Migration *migration, GError **error) {
     SnapOutgoing *outgoing = qapi_migration_outgoing_locked(migration);
     if (!outgoing || qapi_migration_status(call->helper, migration) != MIGRATION_POSTCOPY_PAUSED) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Cannot resume if there is no paused migration");
@@ -157,22 +156,16 @@ static void resume_locked(QapiCall *call, QapiTarget *target, GError **error) {
 }
 
 json_object *qmp_migrate(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = NULL;
-    Migration *migration = qapi_migration_call(call, &target, error);
     MigrationSettings settings;
-    if (!migration)
+    if (qapi_bool(call, "resume", FALSE))
+        return qapi_migration_ask(call, resume_locked, error);
+    g_autoptr(QapiTarget) target = qapi_call_target(call, error);
+    if (!target || !check(call, target, &settings, error))
         return NULL;
-    if (qapi_bool(call, "resume", FALSE)) {
-        g_mutex_lock(&migration->lock);
-        resume_locked(call, target, error);
-        g_mutex_unlock(&migration->lock);
-    } else if (!check(call, target, &settings, error)) {
-        return NULL;
-    } else if (settings.on[MIGRATION_CAPABILITY_BACKGROUND_SNAPSHOT]) {
+    if (settings.on[MIGRATION_CAPABILITY_BACKGROUND_SNAPSHOT])
         qapi_background_start(call, target, error);
-    } else if (check_movable(target, error)) {
+    else if (check_movable(target, error))
         move(call, target, &settings, error);
-    }
     return NULL;
 }
 
@@ -197,23 +190,21 @@ static void cancel_end_locked(QapiHelper *helper, QapiTarget *target, Migration 
 }
 
 /* QEMU leaves a destination alone: whoever wants no guest there ends it. */
-json_object *qmp_migrate_cancel(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = NULL;
-    Migration *migration = qapi_migration_call(call, &target, error);
-    if (!migration)
-        return NULL;
-    g_mutex_lock(&migration->lock);
+static void cancel_locked(QapiCall *call, QapiTarget *target, Migration *migration, GError **error) {
     if (qapi_migration_outgoing_locked(migration))
         cancel_end_locked(call->helper, target, migration, error);
     else if (!migration->end)
         cancel_background(call->helper, target, migration);
-    g_mutex_unlock(&migration->lock);
-    return NULL;
+}
+
+json_object *qmp_migrate_cancel(QapiCall *call, GError **error) {
+    return qapi_migration_ask(call, cancel_locked, error);
 }
 
 /* ---- wishes ---------------------------------------------------------------------------------------------- */
 
-static void continue_locked(QapiCall *call, Migration *migration, GError **error) {
+static void continue_locked(QapiCall *call, QapiTarget *target, Migration *migration, GError **error) {
+    (void)target;
     const char *expected = qapi_string(call, "state");
     const char *status = qapi_migration_status_name(qapi_migration_status(call->helper, migration));
     SnapOutgoing *outgoing = qapi_migration_outgoing_locked(migration);
@@ -226,21 +217,15 @@ static void continue_locked(QapiCall *call, Migration *migration, GError **error
 }
 
 json_object *qmp_migrate_continue(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = NULL;
-    Migration *migration = qapi_migration_call(call, &target, error);
-    if (!migration)
-        return NULL;
-    g_mutex_lock(&migration->lock);
-    continue_locked(call, migration, error);
-    g_mutex_unlock(&migration->lock);
-    return NULL;
+    return qapi_migration_ask(call, continue_locked, error);
 }
 
-static void start_postcopy_locked(QapiHelper *helper, Migration *migration, GError **error) {
+static void start_postcopy_locked(QapiCall *call, QapiTarget *target, Migration *migration, GError **error) {
+    (void)target;
     SnapOutgoing *outgoing = qapi_migration_outgoing_locked(migration);
-    g_mutex_lock(&helper->lock);
+    g_mutex_lock(&call->helper->lock);
     gboolean on = migration->settings.on[MIGRATION_CAPABILITY_POSTCOPY_RAM];
-    g_mutex_unlock(&helper->lock);
+    g_mutex_unlock(&call->helper->lock);
     if (!on)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED,
                     "Enable postcopy with migrate_set_capability before the start of migration");
@@ -252,19 +237,13 @@ static void start_postcopy_locked(QapiHelper *helper, Migration *migration, GErr
 }
 
 json_object *qmp_migrate_start_postcopy(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = NULL;
-    Migration *migration = qapi_migration_call(call, &target, error);
-    if (!migration)
-        return NULL;
-    g_mutex_lock(&migration->lock);
-    start_postcopy_locked(call->helper, migration, error);
-    g_mutex_unlock(&migration->lock);
-    return NULL;
+    return qapi_migration_ask(call, start_postcopy_locked, error);
 }
 
-static void pause_locked(QapiHelper *helper, Migration *migration, GError **error) {
+static void pause_locked(QapiCall *call, QapiTarget *target, Migration *migration, GError **error) {
+    (void)target;
     SnapOutgoing *outgoing = qapi_migration_outgoing_locked(migration);
-    if (qapi_migration_status(helper, migration) != MIGRATION_POSTCOPY_ACTIVE)
+    if (qapi_migration_status(call->helper, migration) != MIGRATION_POSTCOPY_ACTIVE)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED,
                     "migrate-pause is currently only supported during postcopy-active state");
     else if (outgoing)
@@ -274,34 +253,24 @@ static void pause_locked(QapiHelper *helper, Migration *migration, GError **erro
 }
 
 json_object *qmp_migrate_pause(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = NULL;
-    Migration *migration = qapi_migration_call(call, &target, error);
-    if (!migration)
-        return NULL;
-    g_mutex_lock(&migration->lock);
-    pause_locked(call->helper, migration, error);
-    g_mutex_unlock(&migration->lock);
-    return NULL;
+    return qapi_migration_ask(call, pause_locked, error);
 }
 
-json_object *qmp_migrate_reclaim(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = NULL;
-    Migration *migration = qapi_migration_call(call, &target, error);
-    if (!migration)
-        return NULL;
-    g_mutex_lock(&migration->lock);
+static void reclaim_locked(QapiCall *call, QapiTarget *target, Migration *migration, GError **error) {
     SnapOutgoing *outgoing = qapi_migration_outgoing_locked(migration);
     if (!outgoing)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "No guest of target %s is on its way",
                     qapi_target_id(target));
     else if (snap_outgoing_reclaim(outgoing, error))
         tell_recovery(call->helper, target);
-    g_mutex_unlock(&migration->lock);
-    return NULL;
 }
 
-static void recover_locked(QapiCall *call, QapiTarget *target, GError **error) {
-    Migration *migration = qapi_target_parts(target)->migration;
+json_object *qmp_migrate_reclaim(QapiCall *call, GError **error) {
+    return qapi_migration_ask(call, reclaim_locked, error);
+}
+
+static void recover_locked(QapiCall *call, QapiTarget *target, Migration *migration, GError **error) {
+    (void)target;
     gboolean paused = qapi_migration_status(call->helper, migration) == MIGRATION_POSTCOPY_PAUSED;
     SnapIncoming *incoming = paused ? qapi_migration_incoming_locked(migration) : NULL;
     if (!migration->end)
@@ -317,12 +286,5 @@ static void recover_locked(QapiCall *call, QapiTarget *target, GError **error) {
 }
 
 json_object *qmp_migrate_recover(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = NULL;
-    Migration *migration = qapi_migration_call(call, &target, error);
-    if (!migration)
-        return NULL;
-    g_mutex_lock(&migration->lock);
-    recover_locked(call, target, error);
-    g_mutex_unlock(&migration->lock);
-    return NULL;
+    return qapi_migration_ask(call, recover_locked, error);
 }

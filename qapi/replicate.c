@@ -36,8 +36,6 @@ static gboolean check_arguments(const QapiCall *call, GError **error) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "either uri or path can be specified.");
     else if (qapi_has(call, "keep") && !qapi_has(call, "path"))
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Parameter 'keep' is for images, which 'path' is for");
-    else if (qapi_has(call, "keep") && qapi_uint(call, "keep", 0) == 0)
-        g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Parameter 'keep' expects 1 or more");
     else if (interval_ms < 1 || interval_ms > INTERVAL_MAX_MS)
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_FAILED, "Parameter 'interval' expects 1 to %d milliseconds",
                     INTERVAL_MAX_MS);
@@ -115,33 +113,28 @@ json_object *qmp_replicate(QapiCall *call, GError **error) {
 
 /* ---- its end --------------------------------------------------------------------------------------------- */
 
-json_object *qmp_replicate_hand_over(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = NULL;
-    Migration *migration = qapi_migration_call(call, &target, error);
-    if (!migration)
-        return NULL;
-    g_mutex_lock(&migration->lock);
+static void hand_over_locked(QapiCall *call, QapiTarget *target, Migration *migration, GError **error) {
+    (void)call;
     SnapOutgoing *outgoing = qapi_migration_outgoing_locked(migration);
     if (outgoing)
         snap_outgoing_hand_over(outgoing, error);
     else
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "target %s is not being replicated",
                     qapi_target_id(target));
-    g_mutex_unlock(&migration->lock);
-    return NULL;
 }
 
-json_object *qmp_replicate_promote(QapiCall *call, GError **error) {
-    g_autoptr(QapiTarget) target = NULL;
-    Migration *migration = qapi_migration_call(call, &target, error);
-    if (!migration)
-        return NULL;
-    g_mutex_lock(&migration->lock);
+json_object *qmp_replicate_hand_over(QapiCall *call, GError **error) {
+    return qapi_migration_ask(call, hand_over_locked, error);
+}
+
+static void promote_locked(QapiCall *call, QapiTarget *target, Migration *migration, GError **error) {
     SnapIncoming *incoming = qapi_migration_incoming_locked(migration);
     if (incoming)
         snap_incoming_promote(incoming, qapi_bool(call, "force", FALSE), error);
     else
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED, "target %s is no standby", qapi_target_id(target));
-    g_mutex_unlock(&migration->lock);
-    return NULL;
+}
+
+json_object *qmp_replicate_promote(QapiCall *call, GError **error) {
+    return qapi_migration_ask(call, promote_locked, error);
 }

@@ -349,6 +349,19 @@ def pair(build, folder, journal, source=None, destination=None, uri=None, **opti
     return vms
 
 
+class Vms:
+    """@vms, in @folder: closed at the end; where a case fails, what they leave behind is shown."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, _error, _trace):
+        if kind is not None:
+            keep(self.folder, "the move")
+        for vm in self.vms:
+            vm.close()
+
+
 def keep(folder, why):
     """What a failed case leaves behind, for people: the folder's small files, as text."""
     print(f"---- {folder}: {why}")

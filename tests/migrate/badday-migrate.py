@@ -26,7 +26,7 @@ ENDS = ("source", "destination")  # options of one of them only
 AT_REST = ("completed", "failed", "cancelled", "postcopy-paused", "ended")
 
 
-class Move:
+class Move(migrate.Vms):
     """Two VMMs, and a move between them that is slow enough to be hit in its middle."""
 
     def __init__(self, folder, name="move", journal=None, **options):
@@ -72,15 +72,6 @@ class Move:
         assert self.journal.running() == ["destination"], self.journal.text()
         self.journal.check(exact=1)
         self.journal.check_goes_on()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, _error, _trace):
-        if kind is not None:
-            migrate.keep(self.folder, "the move")
-        for vm in self.vms:
-            vm.close()
 
 
 def moments():

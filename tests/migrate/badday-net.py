@@ -72,7 +72,7 @@ class Net:
         ip("link", "del", self.links["source"], check=False)
 
 
-class Move:
+class Move(migrate.Vms):
     """Two VMMs, each in its namespace."""
 
     def __init__(self, net, folder):
@@ -88,15 +88,6 @@ class Move:
             vm.set_parameters(multifd_channels=2)
         self.source.set_parameters(max_bandwidth=8 << 20, max_postcopy_bandwidth=2 << 20)
         self.source.migrate(self.uri)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, _error, _trace):
-        if kind is not None:
-            migrate.keep(self.folder, "the move")
-        for vm in self.vms:
-            vm.close()
 
 
 def link_down_in_precopy_leaves_the_guest_where_it_was(folder):

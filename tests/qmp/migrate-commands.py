@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The commands of migration and replication, as their clients see them: answers, events, run states, refusals.
+"""The commands of migration, as their clients see them: answers, events, run states, refusals.
 
 migrate-commands.py BUILD [WORD...]      only the cases whose name holds one of these words
 
 The VMMs are thread-vm (tests/migrate), whose guest is threads that check what they write over. What a QEMU has as well is
-compared with one; moves as such, and what goes wrong on the way, are tests/migrate.
+compared with one; moves as such, and what goes wrong on the way, are tests/migrate; replication is replicate-commands.py.
 """
+import functools
 import json
 import os
 import shutil
@@ -19,104 +20,12 @@ import cases  # noqa: E402
 import children  # noqa: E402
 import migrate  # noqa: E402
 import qmpd  # noqa: E402
+import two_vmms  # noqa: E402
+from two_vmms import MIB, RAM, SLOW, check_fields, event_words, follow, switch_on, without_rounds  # noqa: E402
 
 BUILD = os.path.abspath(sys.argv[1])
-MIB = 1 << 20
 END_S = 5
-SLOW = 4 * MIB  # a second: what is moved at this rate can be looked at
-RAM = {"transferred", "remaining", "total", "duplicate", "skipped", "normal", "normal-bytes", "dirty-pages-rate", "mbps",
-       "dirty-sync-count", "postcopy-requests", "page-size", "multifd-bytes", "pages-per-second", "precopy-bytes",
-       "downtime-bytes", "postcopy-bytes", "dirty-sync-missed-zero-copy"}
-PROGRESS = {"status", "total-time", "setup-time", "expected-downtime", "ram"}
-QEMUS_ENDED = {"completed": {"status", "total-time", "setup-time", "downtime", "ram"},
-               "failed": {"status", "error-desc"}, "cancelled": {"status"}}
-
-
-# ---- two VMMs ------------------------------------------------------------------------------------------------
-
-def switch_on(vm, *capabilities):
-    """Beside those that are on."""
-    vm.command("migrate-set-capabilities", capabilities=[{"capability": name, "state": True} for name in capabilities])
-
-
-class Two:
-    """@source runs a guest, @destination waits for it, at @uri or, with DEFER, for migrate-incoming."""
-
-    def __init__(self, folder, defer=False, full=True, **options):
-        self.uri = f"unix:{folder}/way-in"
-        self.journal = migrate.Journal(folder)
-        options = {"rate": 2000, **options}
-        self.source, self.destination = migrate.pair(
-            BUILD, folder, self.journal, source={"prefill": full}, destination={"verify": options.pop("verify", True)},
-            uri="defer" if defer else self.uri, **options)
-        for vm in (self.source, self.destination):
-            switch_on(vm, "events")
-
-    def slowly(self, *capabilities):
-        """Begin a move that can be looked at."""
-        switch_on(self.source, *capabilities)
-        self.source.set_parameters(max_bandwidth=SLOW)
-        self.source.migrate(self.uri)
-        return self.source.wait_status("active")
-
-    def quickly(self):
-        """Let it come to an end."""
-        self.source.set_parameters(max_bandwidth=0)
-
-    def check_moved(self):
-        self.source.wait_status("completed")
-        self.destination.wait_status("completed")
-        assert self.source.run_state() == "postmigrate", self.source.run_state()
-        self.destination.check_guest()
-        self.journal.check(exact=1)
-        self.journal.check_goes_on()
-
-    def check_stayed(self):
-        assert self.source.run_state() == "running", self.source.run_state()
-        self.source.check_guest()
-        self.journal.check()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_exception):
-        if kind is None:
-            for vm in (self.source, self.destination):
-                if vm.process.poll() is None:
-                    vm.end()
-        for vm in (self.source, self.destination):
-            vm.close()
-
-
-def event_words(event):
-    """"STOP"; "active" of MIGRATION; "pass 2" of MIGRATION_PASS."""
-    data = event.get("data", {})
-    assert event["event"] == "TARGET_GONE" or data.get("target") == "embedded", event
-    return {"MIGRATION": data.get("status"), "MIGRATION_PASS": f"pass {data.get('pass')}"}.get(event["event"], event["event"])
-
-
-def follow(vm, *last):
-    """The events up to one of LAST."""
-    seen = []
-    while not seen or seen[-1] not in last:
-        event = vm.qmp.events.pop(0) if vm.qmp.events else vm.qmp.read()
-        seen.append(event_words(event))
-    return seen
-
-
-def without_rounds(seen):
-    return [word for word in seen if not word.startswith("pass")]
-
-
-def check_fields(found, more=()):
-    """That these, and no others, are what query-migrate says of the source in this status."""
-    expected = QEMUS_ENDED.get(found["status"], PROGRESS) | set(more)
-    assert set(found) == expected, set(found) ^ expected
-    if "ram" in found:
-        ram = found["ram"]
-        assert set(ram) == RAM, set(ram) ^ RAM
-        assert 0 <= ram["remaining"] <= ram["total"] == 64 * MIB and ram["page-size"] == os.sysconf("SC_PAGESIZE"), ram
-    return found
+Two = functools.partial(two_vmms.Two, BUILD)
 
 
 # ---- a move --------------------------------------------------------------------------------------------------
@@ -341,11 +250,11 @@ def dirty_limit_is_of_the_whole_guest(folder):
 
 # ---- post-copy -----------------------------------------------------------------------------------------------
 
-class TwoInPostcopy(Two):
+class TwoInPostcopy(two_vmms.Two):
     """The guest asks for little by itself, and nobody reads all of it before it runs."""
 
     def __init__(self, folder):
-        super().__init__(folder, rate=20, verify=False)
+        super().__init__(BUILD, folder, rate=20, verify=False)
 
 
 def start_postcopy(two):
@@ -503,6 +412,23 @@ def recover_that_is_refused_keeps_no_descriptor(folder):
         two.destination.check_guest()
 
 
+def guest_that_moves_on_leaves_no_address_behind(folder):
+    """Where it has come from may still ask, at a name; its own way on is to another VMM."""
+    with Two(folder) as two:
+        two.source.migrate(two.uri)
+        two.check_moved()
+        two.destination.command("migrate-recover", uri="tcp:localhost:0")
+        badday.wait_until(lambda: int(two.destination.migration()["socket-address"][0]["port"]) > 0, 10, "its port is known")
+        with migrate.ThreadVm(BUILD, folder, "third", two.journal, incoming=f"unix:{folder}/way-on", verify=True,
+                              rate=2000) as third:
+            two.destination.migrate(f"unix:{folder}/way-on")
+            third.wait_status("completed")
+            check_fields(two.destination.wait_status("completed"))
+            third.check_guest()
+            third.end()
+        two.journal.check(exact=2)
+
+
 def destination_that_is_not_there_fails_the_move(folder):
     with Two(folder) as two:
         two.source.migrate(f"unix:{folder}/nobody")
@@ -600,176 +526,6 @@ def destination_that_cannot_listen_may_try_again(folder):
         two.source.migrate(f"tcp:127.0.0.1:{address['port']}")
         two.check_moved()
         two.destination.qmp.refused("migrate-incoming", "has already been started", uri=two.uri)
-
-
-# ---- replication ---------------------------------------------------------------------------------------------
-
-def check_replicates(vm, epochs=3):
-    """Until some epochs are in force."""
-    vm.wait_status("colo")
-    badday.wait_until(lambda: vm.migration()["epoch"] >= epochs, 30, f"{epochs} epochs")
-    return check_fields(vm.migration(), ["epoch", "epoch-pause"])
-
-
-def standby_is_promoted_when_its_source_was_killed(folder):
-    with Two(folder) as two:
-        two.source.command("replicate", uri=two.uri, interval=50)
-        check_replicates(two.source)
-        seen = without_rounds(follow(two.source, "colo"))
-        assert seen == ["setup", "active", "colo"], seen
-        assert two.destination.wait_status("colo")["epoch"] >= 2
-        assert two.destination.run_state() == "inmigrate"
-        two.destination.qmp.refused("cont", "has not come yet")
-        two.destination.qmp.refused("replicate-promote", "the source is connected")
-        two.source.kill()
-        two.destination.wait_status("postcopy-paused")
-        two.destination.command("replicate-promote")
-        assert follow(two.destination, "completed", "failed")[-2:] == ["RESUME", "completed"]
-        two.destination.check_guest()
-        two.journal.check(exact=1)
-
-
-def replicated_guest_is_handed_over(folder):
-    with Two(folder) as two:
-        two.source.command("replicate", uri=two.uri, interval=50)
-        check_replicates(two.source)
-        two.source.qmp.refused("replicate-promote", "no standby")
-        two.source.command("replicate-hand-over")
-        seen = without_rounds(follow(two.source, "completed", "failed"))
-        assert seen == ["setup", "active", "colo", "STOP", "device", "completed"], seen
-        two.check_moved()
-
-
-def replication_is_ended_by_cancel(folder):
-    with Two(folder) as two:
-        two.source.command("replicate", uri=two.uri, interval=50)
-        check_replicates(two.source)
-        two.source.command("migrate_cancel")
-        assert follow(two.source, "cancelled", "failed")[-2:] == ["cancelling", "cancelled"]
-        two.check_stayed()
-        two.source.qmp.refused("replicate", "either uri or path", uri=two.uri, path="images")
-        two.source.qmp.refused("replicate", "either uri or path")
-        two.source.qmp.refused("replicate", "'interval' expects", uri=two.uri, interval=0)
-
-
-def images_of(folder):
-    return sorted(name for name in os.listdir(folder) if os.path.exists(f"{folder}/{name}/manifest.json"))
-
-
-def check_images(folder, at_least=3):
-    """They are a chain, and every byte of the last one is right."""
-    found = images_of(folder)
-    assert len(found) >= at_least, found
-    shown = badday.vmsnap(BUILD, "verify", f"{folder}/{found[-1]}")
-    assert shown.returncode == 0, shown
-
-
-def embedded_guest_is_replicated_into_images(folder):
-    with Two(folder) as two:
-        two.source.command("replicate", path="images", interval=100)
-        check_replicates(two.source)
-        two.source.command("migrate_cancel")
-        two.source.wait_status("cancelled")
-        two.check_stayed()
-    check_images(f"{folder}/images")
-
-
-def process_is_replicated_into_images(folder):
-    with badday.ProcessUnderTest(BUILD, size="16M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, server.client() as client:
-        client.add_process("g", guest.pid)
-        client.command("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
-        client.command("replicate", path="images", interval=100)
-        client.wait_event("MIGRATION", status="colo")
-        badday.wait_until(lambda: replicates(client, 3), 30, "three epochs")
-        client.refused("snapshot-save", "busy", job_id="j", path="image")
-        client.refused("target-del", "busy", id="g")
-        client.command("migrate_cancel")
-        client.wait_event("MIGRATION", status="cancelled")
-        client.command("target-del", id="g")
-        guest.check_released()
-        guest.check_no_errors()
-        check_images(f"{folder}/images")
-
-
-def process_is_replicated_in_part_and_the_newest_images_are_kept(folder):
-    with badday.ProcessUnderTest(BUILD, size="16M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, server.client() as client:
-        client.add_process("g", guest.pid)
-        client.refused("replicate", "for images", uri=f"unix:{folder}/nobody", keep=2)
-        client.refused("replicate", "1 or more", path="images", keep=0)
-        client.command("replicate", path="nothing", region="no-such-*")
-        badday.wait_until(lambda: client.command("query-migrate")["status"] == "failed", 10, "it fails")
-        assert "no region of such a name" in client.command("query-migrate")["error-desc"]
-        badday.wait_until(lambda: not os.path.exists(f"{folder}/nothing"), 10, "the folder that was made is gone")
-        client.command("replicate", path="images", interval=50, region="heap*", keep=2)
-        badday.wait_until(lambda: replicates(client, 5), 30, "five epochs")
-        client.command("migrate_cancel")
-        badday.wait_until(lambda: client.command("query-migrate")["status"] == "cancelled", 10, "it is cancelled")
-        images = sorted(os.listdir(f"{folder}/images"))
-        assert len(images) == 2 and images[1] >= "000005", images
-        for image in images:
-            shown = badday.vmsnap(BUILD, "verify", f"{folder}/images/{image}")
-            assert shown.returncode == 0, shown
-            regions = json.loads(badday.vmsnap(BUILD, "info", "--json", f"{folder}/images/{image}").stdout)["regions"]
-            assert regions and all(region["name"].startswith("heap") for region in regions), regions
-
-
-def replicates(client, epochs):
-    """Whether so many are in force; one that has failed says why."""
-    state = client.command("query-migrate")
-    assert state["status"] != "failed", state
-    return state.get("epoch", 0) >= epochs
-
-
-def helper_that_ends_lets_a_replicated_process_go(folder):
-    with badday.ProcessUnderTest(BUILD, size="16M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, server.client() as client:
-        client.add_process("g", guest.pid)
-        client.command("replicate", path="images", interval=100)
-        badday.wait_until(lambda: replicates(client, 2), 30, "two epochs")
-        client.command("quit")
-        server.wait_end(END_S)
-        guest.check_released()
-        guest.check_no_errors()
-        check_images(f"{folder}/images", at_least=2)
-
-
-def qemu_is_replicated_into_images(folder):
-    with badday.QemuUnderTest(BUILD, folder, size="64M") as guest, qmpd.Vmsnapd(BUILD, folder) as server, \
-            server.client() as client:
-        client.add_qemu("g", guest.sockets[0])
-        client.command("replicate", path="images", interval=200)
-        badday.wait_until(lambda: client.command("query-migrate").get("epoch", 0) >= 3, 30, "three epochs")
-        client.command("migrate_cancel")
-        badday.wait_until(lambda: client.command("query-migrate")["status"] == "cancelled", 10, "it is cancelled")
-        client.command("target-del", id="g")
-        guest.check_released()
-        guest.check_no_errors()
-        check_images(f"{folder}/images")
-
-
-def helper_takes_replications_in_as_images(folder):
-    """One after another, each into a folder of its own."""
-    os.mkdir(f"{folder}/there")
-    uri = f"unix:{folder}/way"
-    journal = migrate.Journal(folder)
-    with qmpd.Vmsnapd(BUILD, f"{folder}/there", "--incoming", uri) as server, server.client() as client, \
-            migrate.ThreadVm(BUILD, folder, "source", journal, rate=2000, prefill=True) as source:
-        assert client.command("query-migrate")["status"] == "setup"
-        with socket.socket(socket.AF_UNIX) as stranger:  # who does not replicate takes no number
-            stranger.connect(f"{folder}/way")
-            stranger.send(b"x" * 100)
-        client.wait_event("MIGRATION", status="failed")
-        client.wait_event("MIGRATION", status="setup")
-        for number in (1, 2):
-            source.command("replicate", uri=uri, interval=100)
-            check_replicates(source)
-            assert client.command("query-migrate")["status"] == "colo"
-            source.command("migrate_cancel")
-            source.wait_status("cancelled")
-            badday.wait_until(lambda: client.command("query-migrate")["status"] == "setup", 10, "it listens again")
-            check_images(f"{folder}/there/incoming-{number}")
-        source.check_guest()
-        source.end()
-    assert sorted(os.listdir(f"{folder}/there")) == ["incoming-1", "incoming-2", "vmsnapd.log"], os.listdir(f"{folder}/there")
 
 
 if __name__ == "__main__":

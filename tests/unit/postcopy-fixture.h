@@ -2,8 +2,8 @@
  * A post-copy at its destination, on top of incoming-fixture.h: a source made by hand, with an urgent connection,
  * that switches over with pages missing; and threads that touch these as a guest does. Needs cmocka.h before it.
  *
- *     postcopy_begin → toucher_start → postcopy_expect_request → postcopy_answer → toucher_join → … →
- * postcopy_finish
+ *     postcopy_begin → toucher_start → postcopy_expect_request → postcopy_answer → toucher_join → …
+ *                    → postcopy_finish
  *
  * There is one region. Generation 1 is what was sent and is void, 2 what comes by the post-copy.
  */

@@ -166,7 +166,7 @@ static void values_that_cannot_be_are_refused(void **unused) {
     for (gsize i = 0; i < G_N_ELEMENTS(wrong); i++) {
         blob = example_blob();
         memcpy(blob->data + HEAD + SECTION, &wrong[i], sizeof(*wrong));
-        assert_wrong(blob, "neither yes nor no");
+        assert_wrong(blob, "of a stop or an end");
     }
     blob = example_blob();
     blob->data[section_at(blob, 3) + SECTION + offsetof(SerialState, n_queued)] = SERIAL_QUEUE_BYTES + 1;

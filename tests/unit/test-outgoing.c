@@ -290,13 +290,13 @@ static void source_told_of_writes_sends_the_pages_again(void **state) {
     rig_start(rig, PEER_AT_GO, peer_take_it);
     rig_expect_phase(rig, SNAP_MIGRATION_PRE_SWITCHOVER);
     uint64_t before = rig_stats(rig).pages_normal, page_bytes = rig_stats(rig).page_bytes;
-    snap_outgoing_mark_dirty(rig->outgoing, (uintptr_t)rig->guest.backing.arena, RAM_BYTES);
-    snap_outgoing_mark_dirty(rig->outgoing, 0, page_bytes); /* none of the guest's */
+    snap_guest_mark_dirty(rig->guest.guest, (uintptr_t)rig->guest.backing.arena, RAM_BYTES);
+    snap_guest_mark_dirty(rig->guest.guest, 0, page_bytes); /* none of the guest's */
     snap_outgoing_continue(rig->outgoing, &error);
     fail_on(error);
     rig_expect_completed(rig);
     assert_true(rig_stats(rig).pages_normal - before >= RAM_BYTES / page_bytes);
-    snap_outgoing_mark_dirty(rig->outgoing, (uintptr_t)rig->guest.backing.arena, RAM_BYTES); /* it is over */
+    snap_guest_mark_dirty(rig->guest.guest, (uintptr_t)rig->guest.backing.arena, RAM_BYTES); /* it is over */
 }
 
 /* Other memory is mapped where the guest's was, and there is next to nothing in it. */

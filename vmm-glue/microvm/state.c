@@ -163,7 +163,7 @@ static gboolean machine_valid(const StateMachine *machine) {
 /* What no length tells. */
 static const char *check(const MachineState *state) {
     if (!machine_valid(&state->machine))
-        return "whether it ran is neither yes nor no";
+        return "what it says of a stop or an end cannot be";
     if (!serial_state_valid(&state->serial))
         return "the serial port's queue is too long";
     if (state->time.tsc_khz == 0)

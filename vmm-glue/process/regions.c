@@ -1,10 +1,10 @@
 /*
  * Listing and relating; the rules for one mapping are in classify.c.
  *
- *     first:  maps text → all mappings, cut at borders of those known before → classify → known
- *     paused: maps text → for each mapping, cut at the borders of the known ones:
- *                 same memory as a known one  → a piece of that (touching pieces are joined)
- *                 anything else               → classify
+ *     running: maps text → all mappings, cut at borders of those known before → classify → known
+ *     paused:  maps text → for each mapping, cut at the borders of the known ones:
+ *                  same memory as a known one  → a piece of that (touching pieces are joined)
+ *                  anything else               → classify
  *
  * A mapping that grows is another one each time in the eyes of who logs it, and the kernel makes one of two where
  * it can. So what was known stays apart from what is new beside it. Neighbours of about the same size are joined:
@@ -260,7 +260,7 @@ static gboolean read_maps(Regions *regions, ProcMaps **ret_maps, GError **error)
     return *ret_maps != NULL;
 }
 
-/* ---- the first listing ------------------------------------------------------------------------------------ */
+/* ---- a listing while it runs ------------------------------------------------------------------------------- */
 
 /* smaps walks all page tables, so it is read only for a process that has a userfaultfd of its own. */
 static GArray *read_flags(int pid) {
@@ -270,7 +270,7 @@ static GArray *read_flags(int pid) {
     return g_file_get_contents(path, &text, &length, NULL) ? maps_parse_vm_flags(text, length) : NULL;
 }
 
-static gboolean list_first(Regions *regions, gboolean watched, GPtrArray *list, GError **error) {
+static gboolean list_running(Regions *regions, gboolean watched, GPtrArray *list, GError **error) {
     g_auto(Descriptors) open_files = descriptors_look(regions->pid);
     if (open_files.vfio) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
@@ -338,8 +338,8 @@ static gboolean list_paused(Regions *regions, GPtrArray *list, GError **error) {
 
 gboolean regions_list(Regions *regions, gboolean paused, gboolean watched, GPtrArray *list, GError **error) {
     g_autoptr(GPtrArray) found = g_ptr_array_new();
-    gboolean ok =
-        paused && regions->known ? list_paused(regions, found, error) : list_first(regions, watched, found, error);
+    gboolean ok = paused && regions->known ? list_paused(regions, found, error)
+                                           : list_running(regions, watched, found, error);
     if (!ok) {
         g_ptr_array_set_free_func(found, (GDestroyNotify)snap_region_free);
         return FALSE;
