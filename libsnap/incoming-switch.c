@@ -107,7 +107,8 @@ static gboolean epoch_done(SnapIncoming *incoming, GError **error) {
     snap_unlock(&incoming->lock);
     incoming->state = SNAP_INCOMING_STANDBY;
     snap_incoming_set_phase(incoming, SNAP_MIGRATION_STANDBY);
-    return say_ready(incoming, epoch, error) && (incoming->guest || snap_incoming_image_fold_old(incoming, error));
+    gboolean said = say_ready(incoming, epoch, error);
+    return (incoming->guest || snap_incoming_image_fold_old(incoming, said ? error : NULL)) && said;
 }
 
 gboolean snap_incoming_part_done(SnapIncoming *incoming, GError **error) {

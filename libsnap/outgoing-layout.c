@@ -139,10 +139,18 @@ static bool may_copy_directly(const SnapOutgoing *outgoing, const SnapRegion *re
     }
 }
 
+/* What cannot be written may have been writable a moment ago, or be another object, where the guest does as it
+ * likes. */
+static bool is_late(const SnapOutgoing *outgoing, const SnapRegion *region) {
+    return region->memory == SNAP_MEMORY_COPIED ||
+           (region->memory == SNAP_MEMORY_FIXED && snap_outgoing_can_announce(outgoing));
+}
+
 /* @region: (take) */
 static SnapSource *source_new(const SnapOutgoing *outgoing, SnapRegion *region) {
     SnapSource *source = g_new0(SnapSource, 1);
     source->area = snap_area_new(region);
+    source->late = is_late(outgoing, region);
     source->direct = may_copy_directly(outgoing, region);
     snap_pageset_init(&source->pages, source->area->n_chunks);
     return source;
@@ -156,7 +164,7 @@ static void use_sources(SnapOutgoing *outgoing, GPtrArray *sources) {
         const SnapSource *source = g_ptr_array_index(sources, i);
         uint64_t length_bytes = source->area->region->length_bytes;
         total_bytes += length_bytes;
-        late_bytes += snap_source_is_late(source) ? length_bytes : 0;
+        late_bytes += source->late ? length_bytes : 0;
         g_array_append_val(by_address, i);
     }
     g_array_sort_with_data(by_address, compare_addresses, sources);
@@ -273,8 +281,8 @@ gboolean snap_outgoing_check_regions(SnapOutgoing *outgoing, GError **error) {
 
 /* ---- another layout -------------------------------------------------------------------------------------- */
 
-/* Which mapping it is, as far as the log knows: another number is another mapping. What cannot change is not
- * logged. */
+/* Which mapping it is, as far as the log knows: another number is another mapping. What cannot be written is not
+ * logged; where it may be another all the same, it is late. */
 static uint64_t serial_of(const SnapOutgoing *outgoing, const SnapRegion *region) {
     return region->memory == SNAP_MEMORY_FIXED ? UINT64_MAX : snap_tracker_serial(outgoing->tracker, region);
 }

@@ -22,7 +22,7 @@
 static void add_dirty(const SnapRegion *region, uint64_t offset_bytes, uint64_t length_bytes, void *opaque) {
     SnapOutgoing *outgoing = opaque;
     SnapSource *source = snap_outgoing_find_source(outgoing, region->host_address);
-    if (!source || snap_source_is_late(source)) {
+    if (!source || source->late) {
         return;
     }
     const SnapRegion *announced = source->area->region;
@@ -56,7 +56,7 @@ static gboolean add_data(const SnapOutgoing *outgoing, SnapSource *source, GErro
 }
 
 gboolean snap_outgoing_add_source(SnapOutgoing *outgoing, SnapSource *source, bool last, GError **error) {
-    if (!snap_source_is_late(source)) {
+    if (!source->late) {
         return add_data(outgoing, source, error);
     }
     if (last) {
@@ -100,7 +100,7 @@ gboolean snap_outgoing_collect(SnapOutgoing *outgoing, bool last, SnapDirtyStats
     for (guint i = 0; i < outgoing->sources->len; i++) {
         SnapSource *source = snap_outgoing_source(outgoing, i);
         bool same = announced || snap_outgoing_note_serial(outgoing, source);
-        if (snap_source_is_late(source) ? last : !same) {
+        if (source->late ? last : !same) {
             add_all(source);
         }
     }

@@ -260,7 +260,8 @@ SnapOutgoing *snap_outgoing_start(SnapGuest *guest, const SnapOutgoingOptions *o
     SnapOutgoing *outgoing = outgoing_new(guest, options, g_steal_pointer(&transport));
     outgoing->func = func;
     outgoing->opaque = opaque;
-    outgoing->tracker = snap_tracker_new(guest, options->region_glob); /* the guest is taken from now on */
+    outgoing->tracker = snap_tracker_new(guest, options->region_glob);  /* the guest is taken from now on */
+    outgoing->tracker->watch_drops = snap_guest_pid(guest) != getpid(); /* one of its own tells of them */
     outgoing->thread = g_thread_new("snap-outgoing", run, outgoing);
     return outgoing;
 }

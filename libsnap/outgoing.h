@@ -58,6 +58,7 @@
 typedef struct {
     SnapArea *area;    /* owned; its region is the one that was announced */
     SnapPageSet pages; /* still to be sent */
+    bool late;         /* sent in the pause only, and whole: it may change in ways that the log does not see */
     bool direct;       /* memory of this process: it is read by memcpy() */
     bool kept;         /* it was in the layout before this one: the other side has the rest of it */
     uint64_t serial;   /* of the mapping, for the log; 0: it is not in it */
@@ -274,7 +275,7 @@ bool snap_outgoing_note_serial(const SnapOutgoing *outgoing, SnapSource *source)
  * keeps its regions: it may go to one that has the same. */
 static inline bool snap_outgoing_can_announce(const SnapOutgoing *outgoing) {
     const SnapMoveOps *ops = outgoing->guest->move_ops;
-    return outgoing->options.epoch_ms && outgoing->n_lanes == 1 && !(ops && ops->hand_over);
+    return outgoing->options.epoch_ms && outgoing->options.n_channels == 1 && !(ops && ops->hand_over);
 }
 /*
  * The guest stands, and the log has been collected: sources are what it has now; what is new of it is to be sent.
@@ -287,10 +288,6 @@ SnapSource *snap_outgoing_find_source(SnapOutgoing *outgoing, uint64_t address);
 
 /* ---- outgoing-memory.c ----------------------------------------------------------------------------------- */
 
-/* Whether it is sent in the pause only: it may be written in ways that the log does not see. */
-static inline bool snap_source_is_late(const SnapSource *source) {
-    return source->area->region->memory == SNAP_MEMORY_COPIED;
-}
 /* All that @source holds is to be sent; what is late, only where the guest stands (@last). */
 gboolean snap_outgoing_add_source(SnapOutgoing *outgoing, SnapSource *source, bool last, GError **error);
 

@@ -100,6 +100,9 @@ static int async_add(SnapTracker *tracker, SnapTracked *tracked, uint64_t start,
         return result;
     }
     tracked->area = snap_area_new(copy_region(tracked->region));
+    if (tracker->watch_drops) {
+        snap_async_watch_drops(&tracker->async, tracked->area);
+    }
     if (take == SNAP_TAKE_CLEAN) {
         return snap_async_arm(&tracker->async, tracked->area);
     }

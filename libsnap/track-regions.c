@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "hash.h"
@@ -24,8 +25,14 @@ void snap_tracked_free(SnapTracked *tracked) {
     g_free(tracked);
 }
 
+static int64_t file_bytes(const SnapRegion *region) {
+    struct stat about;
+    return region->fd >= 0 && fstat(region->fd, &about) == 0 ? about.st_size : 0;
+}
+
 static SnapTracked *tracked_new(SnapRegion *region, bool listed) {
     SnapTracked *tracked = g_new0(SnapTracked, 1);
+    tracked->file_bytes = file_bytes(region);
     tracked->region = region;
     tracked->listed = listed;
     snap_view_init(&tracked->own, region->host_address, region->host_address + region->length_bytes,
@@ -114,6 +121,30 @@ static void drop_gone(SnapTracker *tracker, const GPtrArray *now) SNAP_REQUIRES(
     }
 }
 
+/* Whether another region may be of the same mapping: those above have been taken up, the one below is the next. */
+static bool has_neighbour(const SnapTracker *tracker, const GPtrArray *left, const SnapRegion *region) {
+    uint64_t start = region->host_address, end = start + region->length_bytes;
+    const SnapRegion *next = left->len ? g_ptr_array_index(left, left->len - 1) : NULL;
+    guint above = snap_regions_find(tracker, end), below = snap_regions_find(tracker, start - 1);
+    return (next && next->host_address + next->length_bytes == start) ||
+           (above < tracker->areas->len && snap_tracker_area(tracker, above)->region->host_address == end) ||
+           (below < tracker->areas->len && snap_tracked_end(snap_tracker_area(tracker, below)) == start);
+}
+
+/* A mapping that is several regions is registered as a whole: not split, or an mremap() of the guest's would fail
+ * meanwhile. */
+static gboolean take_region(SnapTracker *tracker, const GPtrArray *left, SnapRegion *region, SnapTake take,
+                            GError **error) SNAP_REQUIRES(tracker->lock) {
+    uint64_t start = region->host_address, end = start + region->length_bytes;
+    SnapVma vma;
+    if (region->memory == SNAP_MEMORY_ANON && has_neighbour(tracker, left, region) &&
+        snap_vma_find(snap_guest_pid(tracker->guest), start, &vma) == 0 && vma.start <= start && vma.end >= end) {
+        start = vma.start;
+        end = vma.end;
+    }
+    return take_up(tracker, region, true, start, end, take, error);
+}
+
 static gboolean list(SnapTracker *tracker, SnapTake take, GError **error) SNAP_REQUIRES(tracker->lock) {
     g_autoptr(GPtrArray) now = g_ptr_array_new_with_free_func((GDestroyNotify)snap_region_free);
     if (!tracker->guest->ops->list_regions(tracker->guest->opaque, FALSE, now, error)) {
@@ -126,8 +157,7 @@ static gboolean list(SnapTracker *tracker, SnapTake take, GError **error) SNAP_R
             snap_region_free(region);
             continue;
         }
-        if (!take_up(tracker, region, true, region->host_address, region->host_address + region->length_bytes,
-                     take, error)) {
+        if (!take_region(tracker, now, region, take, error)) {
             return FALSE;
         }
     }
@@ -161,6 +191,16 @@ static int hash_maps(int pid, uint64_t *ret_hash) {
     return n < 0 ? -errno : 0;
 }
 
+/* A region ends where its file does: that moves, and no mapping shows it. */
+static bool has_other_file(const SnapTracker *tracker) {
+    bool same = true;
+    for (guint i = 0; i < tracker->areas->len && same; i++) {
+        const SnapTracked *tracked = snap_tracker_area(tracker, i);
+        same = tracked->file_bytes == file_bytes(tracked->region);
+    }
+    return !same;
+}
+
 gboolean snap_regions_refresh(SnapTracker *tracker, bool force, SnapTake take, GError **error) {
     int pid = snap_guest_pid(tracker->guest);
     uint64_t hash = 0;
@@ -172,7 +212,7 @@ gboolean snap_regions_refresh(SnapTracker *tracker, bool force, SnapTake take, G
         snap_set_errno(error, -result, "process %d: cannot read its mappings", pid);
         return FALSE;
     }
-    if (hash == tracker->maps_hash && !force) {
+    if (hash == tracker->maps_hash && !force && !has_other_file(tracker)) {
         return TRUE;
     }
     tracker->maps_hash = hash;

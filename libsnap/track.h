@@ -22,10 +22,11 @@
 /* One area that is logged. */
 typedef struct {
     SnapRegion *region; /* owned */
-    SnapArea *area;  /* ASYNC: owned; SYNC: the engine's; NULL: cannot be protected, all of it is always dirty */
-    SnapView own;    /* what snap_tracker_collect() has to tell and has not */
-    bool listed;     /* one of the guest's regions; else only some watch's range */
-    uint64_t serial; /* of all that were ever taken up */
+    SnapArea *area; /* ASYNC: owned; SYNC: the engine's; NULL: cannot be protected, all of it is always dirty */
+    SnapView own;   /* what snap_tracker_collect() has to tell and has not */
+    bool listed;    /* one of the guest's regions; else only some watch's range */
+    int64_t file_bytes; /* the length of the file behind it, when it was taken up; 0: none */
+    uint64_t serial;    /* of all that were ever taken up */
 } SnapTracked;
 
 struct SnapTracker {
@@ -33,6 +34,8 @@ struct SnapTracker {
     SnapGuest *guest;
     char *region_glob;
     GPatternSpec *glob;
+    bool watch_drops; /* ASYNC: also of what loses its content without a write, and is not anonymous: async-drops.h
+                       */
 
     SnapLock lock;
     /* under lock */

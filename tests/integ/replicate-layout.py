@@ -20,7 +20,7 @@ import qmpd  # noqa: E402
 
 BUILD = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] != "--guest" else None
 BASE = 0x100000000000
-REGION = "anon@10000*"    # what is mapped near BASE
+REGION = "*@10000*"       # what is mapped near BASE
 PAGE = mmap.PAGESIZE
 MIB = 1 << 20
 
@@ -38,8 +38,17 @@ def serve():
         "unmap": lambda at, n: libc.munmap(address(at), size(n)) == 0,
         "put": lambda at, n, byte: ctypes.memset(at, byte, n),
         "move": lambda at, n, to: libc.mremap(address(at), size(n), size(n), 3, address(to)) == to,
+        "memfd": lambda at, n, shared: libc.mmap(address(at), size(n), 3, 0x11 if shared else 0x12, memory(n), size(0)) == at,
+        "rights": lambda at, n, rights: libc.mprotect(address(at), size(n), rights) == 0,
+        "drop": lambda at, n, advice: libc.madvise(address(at), size(n), advice) == 0,
         "hide": lambda at, n: libc.mprotect(address(at), size(n), 0) == 0,
     }
+
+    def memory(length):
+        file = os.memfd_create("memory")
+        os.ftruncate(file, length)
+        return file
+
     print("ok", flush=True)
     for line in sys.stdin:
         name, *numbers = line.split()
@@ -91,6 +100,7 @@ class Replicated:
 
     def __init__(self, folder):
         self.folder = folder
+        os.makedirs(folder, exist_ok=True)
         self.guest = Guest()
         self.server = qmpd.Vmsnapd(BUILD, folder).__enter__()
         self.client = self.server.client()
@@ -131,7 +141,7 @@ class Replicated:
         self.client.command("migrate_cancel")
         badday.wait_until(lambda: self.client.command("query-migrate")["status"] == "cancelled", 20, "it is cancelled")
         self.client.command("target-del", id="g")
-        self.guest.do("put", BASE, 1, 1)  # it goes on
+        self.guest.do("put", BASE + (1 << 30), 1, 1)  # it goes on
         for epoch, parts in self.expected.items():
             image = f"{self.folder}/chain/{epoch:06}"
             shown = badday.vmsnap(BUILD, "verify", image)
@@ -245,6 +255,36 @@ def region_that_nobody_may_read_is_followed(folder):
         r.guest.do("hide", BASE + MIB, MIB)
         r.see([(BASE + MIB, MIB, 0x55)])
         r.end()
+
+
+def region_written_while_it_could_be_is_read_again(folder):
+    """Read-only at each epoch, and not in between: as one that makes code writes it."""
+    for shared in (0, 1):
+        at = BASE + (1 + shared) * MIB
+        with Replicated(f"{folder}/{shared}") as r:
+            r.guest.do("memfd", at, MIB, shared)
+            r.guest.do("put", at, MIB, 0x11)
+            r.guest.do("rights", at, MIB, mmap.PROT_READ)
+            r.start()
+            r.see([(at, MIB, 0x11)])
+            r.guest.do("rights", at, MIB, mmap.PROT_READ | mmap.PROT_WRITE)
+            r.guest.do("put", at + PAGE, PAGE, 0x22)
+            r.guest.do("rights", at, MIB, mmap.PROT_READ)
+            r.see([(at, PAGE, 0x11), (at + PAGE, PAGE, 0x22), (at + 2 * PAGE, MIB - 2 * PAGE, 0x11)])
+            r.end()
+
+
+def region_that_loses_pages_without_a_write_is_followed(folder):
+    for shared, advice in ((1, 9), (0, 4)):  # MADV_REMOVE, MADV_DONTNEED
+        at = BASE + (1 + shared) * MIB
+        with Replicated(f"{folder}/{shared}") as r:
+            r.guest.do("memfd", at, MIB, shared)
+            r.guest.do("put", at, MIB, 0x11)
+            r.start()
+            r.see([(at, MIB, 0x11)])
+            r.guest.do("drop", at + PAGE, PAGE, advice)
+            r.see([(at, PAGE, 0x11), (at + PAGE, PAGE, 0), (at + 2 * PAGE, MIB - 2 * PAGE, 0x11)])
+            r.end()
 
 
 def process_that_never_rests_is_replicated(folder):
