@@ -161,6 +161,10 @@ static gboolean list(SnapTracker *tracker, SnapTake take, GError **error) SNAP_R
             return FALSE;
         }
     }
+    for (guint i = 0; i < tracker->areas->len; i++) {
+        SnapTracked *tracked = snap_tracker_area(tracker, i);
+        tracked->file_bytes = file_bytes(tracked->region);
+    }
     return TRUE;
 }
 

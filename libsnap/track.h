@@ -25,7 +25,7 @@ typedef struct {
     SnapArea *area; /* ASYNC: owned; SYNC: the engine's; NULL: cannot be protected, all of it is always dirty */
     SnapView own;   /* what snap_tracker_collect() has to tell and has not */
     bool listed;    /* one of the guest's regions; else only some watch's range */
-    int64_t file_bytes; /* the length of the file behind it, when it was taken up; 0: none */
+    int64_t file_bytes; /* the length of the file behind it, when regions were listed last; 0: none */
     uint64_t serial;    /* of all that were ever taken up */
 } SnapTracked;
 

@@ -14,9 +14,8 @@ gboolean qapi_incoming_set_up(QapiHelper *helper, const SnapQmpOptions *options,
 
 /**
  * qapi_incoming_into_images: take replications at @uri from now on, one after another, each into a folder
- *   "incoming-<n>" of the snapshot folder. query-migrate tells of it as long as there is no target. @keep: images of
- *   each, see SnapIncomingOptions; 0: all.
- * Errors: those of snap_incoming_start().
+ *   "incoming-<n>" of the snapshot folder. query-migrate tells of it as long as there is no target. @keep: images
+ * of each, see SnapIncomingOptions; 0: all. Errors: those of snap_incoming_start().
  */
 gboolean qapi_incoming_into_images(QapiHelper *helper, const char *uri, guint keep, GError **error);
 /** qapi_incoming_images: (borrow) what is known of these; NULL: there are none. */

@@ -87,11 +87,6 @@ static gboolean is_known(const Freeze *freeze, pid_t tid) {
     return FALSE;
 }
 
-static gboolean has_ended(int pid, pid_t tid) {
-    g_auto(GStrv) fields = target_stat_fields(pid, tid);
-    return !fields[0] || strchr("ZX", fields[0][0]);
-}
-
 /* Take one more thread. FALSE with *error only when that makes the whole hopeless. */
 static gboolean seize(Freeze *freeze, pid_t tid, GError **error) {
     FreezeThread thread = {.tid = tid};
@@ -102,7 +97,7 @@ static gboolean seize(Freeze *freeze, pid_t tid, GError **error) {
         return TRUE;
     }
     int errnum = errno;
-    if (errnum == ESRCH || has_ended(freeze->pid, tid)) {
+    if (errnum == ESRCH || target_has_ended(freeze->pid, tid)) {
         thread.state = FREEZE_ENDED; /* also a main thread that ended before the others: it stays listed */
         g_array_append_val(freeze->threads, thread);
         return TRUE;
@@ -132,7 +127,7 @@ static gboolean seize_new(Freeze *freeze, guint *ret_n_new, GError **error) {
     }
     for (guint i = 0; i < tids->len; i++) {
         pid_t tid = g_array_index(tids, pid_t, i);
-        if (is_known(freeze, tid) || (is_listed(freeze, tid) && has_ended(freeze->pid, tid))) {
+        if (is_known(freeze, tid) || (is_listed(freeze, tid) && target_has_ended(freeze->pid, tid))) {
             continue;
         }
         if (!seize(freeze, tid, error)) {

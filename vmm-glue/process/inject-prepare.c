@@ -123,13 +123,8 @@ static SnapErrorCode code_of(const InjectResult *result) {
 }
 
 /* The kernel says EPERM of a process that is ending, too. */
-static gboolean has_ended(int pid) {
-    g_auto(GStrv) fields = target_stat_fields(pid, pid);
-    return !fields[0] || strchr("ZX", fields[0][0]);
-}
-
 void inject_set_error(GError **error, int pid, const InjectResult *result) {
-    if (result->errnum == ESRCH || (result->step == INJECT_STEP_SEIZE && has_ended(pid))) {
+    if (result->errnum == ESRCH || (result->step == INJECT_STEP_SEIZE && target_has_ended(pid, pid))) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "process %d has ended", pid);
         return;
     }

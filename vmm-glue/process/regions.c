@@ -24,6 +24,7 @@
 #include "descriptors.h"
 #include "kind.h"
 #include "maps.h"
+#include "target.h"
 
 struct Regions {
     int pid;
@@ -336,11 +337,24 @@ static gboolean list_paused(Regions *regions, GPtrArray *list, GError **error) {
     return TRUE;
 }
 
+/* Of a process that ends meanwhile nothing can be found out, which is no reason to refuse it. */
+static gboolean check_lives(const Regions *regions, const GPtrArray *list, GError **error) {
+    gboolean refused = FALSE;
+    for (guint i = 0; i < list->len; i++) {
+        refused |= ((const SnapRegion *)g_ptr_array_index(list, i))->refusal != NULL;
+    }
+    if (!refused || !target_has_ended(regions->pid, regions->pid)) {
+        return TRUE;
+    }
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "process %d has ended", regions->pid);
+    return FALSE;
+}
+
 gboolean regions_list(Regions *regions, gboolean paused, gboolean watched, GPtrArray *list, GError **error) {
     g_autoptr(GPtrArray) found = g_ptr_array_new();
     gboolean ok = paused && regions->known ? list_paused(regions, found, error)
                                            : list_running(regions, watched, found, error);
-    if (!ok) {
+    if (!ok || !check_lives(regions, found, error)) {
         g_ptr_array_set_free_func(found, (GDestroyNotify)snap_region_free);
         return FALSE;
     }

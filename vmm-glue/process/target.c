@@ -39,6 +39,11 @@ char **target_stat_fields(int pid, pid_t tid) {
     return rest && rest[1] == ' ' ? g_strsplit(g_strchomp(rest + 2), " ", -1) : g_new0(char *, 1);
 }
 
+gboolean target_has_ended(int pid, pid_t tid) {
+    g_auto(GStrv) fields = target_stat_fields(pid, tid);
+    return !fields[0] || strchr("ZX", fields[0][0]);
+}
+
 char *target_identity(int pid) {
     g_auto(GStrv) fields = target_stat_fields(pid, pid);
     g_autofree char *boot = NULL;

@@ -39,6 +39,9 @@ gint64 target_status_number(int pid, const char *key);
  */
 char **target_stat_fields(int pid, pid_t tid);
 
+/** target_has_ended: whether thread @tid of @pid is no more, or not reaped yet. */
+gboolean target_has_ended(int pid, pid_t tid);
+
 /**
  * target_identity: what tells @pid from every process before and after it, on this machine and others: the boot,
  * the number and when it began. Return: (out) g_free() it; NULL when it is gone.
