@@ -66,6 +66,11 @@ class Guest(children.Child):
         answer = self.process.stdout.readline().strip()
         assert answer == "ok", f"{name} {numbers}: {answer}"
 
+    def fill(self, at, length, byte):
+        """Something new."""
+        self.do("map", at, length)
+        self.do("put", at, length, byte)
+
 
 # ---- its images ----------------------------------------------------------------------------------------------
 
@@ -122,6 +127,11 @@ class Replicated:
         self.client.command("replicate", path="chain", interval=40, region=REGION)
         self.epoch()
 
+    def start_with(self, length, byte):
+        """The same, with so much at BASE."""
+        self.guest.fill(BASE, length, byte)
+        self.start()
+
     def state(self):
         state = self.client.command("query-migrate")
         assert state["status"] in ("setup", "active", "colo"), state
@@ -158,9 +168,7 @@ class Replicated:
 
 def region_mapped_anew_hides_what_was_there(folder):
     with Replicated(folder) as r:
-        r.guest.do("map", BASE, MIB)
-        r.guest.do("put", BASE, MIB, 0x11)
-        r.start()
+        r.start_with(MIB, 0x11)
         r.see([(BASE, MIB, 0x11)])
         r.guest.do("unmap", BASE, MIB)
         r.guest.do("map", BASE, MIB)
@@ -173,9 +181,7 @@ def region_mapped_anew_hides_what_was_there(folder):
 
 def region_that_is_cut_and_filled_again_is_followed(folder):
     with Replicated(folder) as r:
-        r.guest.do("map", BASE, MIB)
-        r.guest.do("put", BASE, MIB, 0x11)
-        r.start()
+        r.start_with(MIB, 0x11)
         r.guest.do("unmap", BASE + MIB // 2, MIB // 4)
         r.see([(BASE, MIB // 2, 0x11), (BASE + MIB // 2, PAGE, None), (BASE + 3 * MIB // 4, MIB // 4, 0x11)])
         r.guest.do("map", BASE + MIB // 2, MIB // 4)
@@ -185,9 +191,7 @@ def region_that_is_cut_and_filled_again_is_followed(folder):
 
 def region_that_grows_keeps_what_it_had(folder):
     with Replicated(folder) as r:
-        r.guest.do("map", BASE, MIB)
-        r.guest.do("put", BASE, MIB, 0x11)
-        r.start()
+        r.start_with(MIB, 0x11)
         for n in range(1, 5):
             r.guest.do("map", BASE + n * MIB, MIB)
             r.guest.do("put", BASE + n * MIB, MIB // 2, 0x11 + n)
@@ -201,17 +205,14 @@ def region_that_grows_is_not_sent_again(folder):
     size, middle = 32 * MIB, BASE + 64 * MIB
     with Replicated(folder) as r:
         r.guest.do("map", BASE, PAGE)
-        r.guest.do("map", middle, size)
-        r.guest.do("put", middle, size, 0x11)
+        r.guest.fill(middle, size, 0x11)
         r.start()
         r.epoch()
         before = r.state()["ram"]["transferred"]
         low, high = middle, middle + size
         for _ in range(8):
-            r.guest.do("map", high, MIB // 4)
-            r.guest.do("put", high, MIB // 4, 0x22)
-            r.guest.do("map", low - MIB // 4, MIB // 4)
-            r.guest.do("put", low - MIB // 4, MIB // 4, 0x33)
+            r.guest.fill(high, MIB // 4, 0x22)
+            r.guest.fill(low - MIB // 4, MIB // 4, 0x33)
             low, high = low - MIB // 4, high + MIB // 4
             r.epoch()
         r.see([(low, middle - low, 0x33), (middle, size, 0x11), (middle + size, high - middle - size, 0x22)])
@@ -223,9 +224,7 @@ def region_that_grows_is_not_sent_again(folder):
 def region_that_moves_is_where_it_is_now(folder):
     to = BASE + 64 * MIB
     with Replicated(folder) as r:
-        r.guest.do("map", BASE, MIB)
-        r.guest.do("put", BASE, MIB, 0x11)
-        r.start()
+        r.start_with(MIB, 0x11)
         r.guest.do("move", BASE, MIB, to)
         r.see([(BASE, PAGE, None), (to, MIB, 0x11)])
         r.guest.do("put", to, PAGE, 0x22)
@@ -249,8 +248,7 @@ def region_that_is_new_and_large_comes_as_a_whole(folder):
 def region_that_nobody_may_read_is_followed(folder):
     with Replicated(folder) as r:
         r.guest.do("map", BASE, PAGE)
-        r.guest.do("map", BASE + MIB, MIB)
-        r.guest.do("put", BASE + MIB, MIB, 0x55)
+        r.guest.fill(BASE + MIB, MIB, 0x55)
         r.start()
         r.guest.do("hide", BASE + MIB, MIB)
         r.see([(BASE + MIB, MIB, 0x55)])
@@ -290,9 +288,7 @@ def region_that_loses_pages_without_a_write_is_followed(folder):
 def process_that_never_rests_is_replicated(folder):
     """It maps, fills and unmaps as fast as it can; what it leaves alone is as it was."""
     with Replicated(folder) as r:
-        r.guest.do("map", BASE, MIB)
-        r.guest.do("put", BASE, MIB, 0x11)
-        r.start()
+        r.start_with(MIB, 0x11)
         for i in range(300):
             at = BASE + (2 + i % 7) * 4 * MIB
             r.guest.do("map", at, 3 * MIB)

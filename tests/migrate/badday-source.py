@@ -201,6 +201,15 @@ class Taker:
             return self.listen()
         return path
 
+    def lose_after_ready(self):
+        """A source that has sent all but GO, and is gone."""
+        source = peers.Source(self.listen(), peers.Guest())
+        source.greet()
+        source.finish()
+        source.close()
+        self.vm.wait_status("postcopy-paused")
+        return source
+
     def _check_end(self):
         """It ends as one does that cannot have its guest any more; and there is another."""
         self.vm.process.wait(5)
@@ -290,11 +299,7 @@ def bad_sources_are_refused_and_a_good_one_is_taken(folder):
 
 def source_that_comes_back_with_another_id_is_refused(folder):
     with Taker(folder) as taker:
-        source = peers.Source(taker.listen(), peers.Guest())
-        source.greet()
-        source.finish()
-        source.close()
-        taker.vm.wait_status("postcopy-paused")
+        source = taker.lose_after_ready()
         path = f"{folder}/again"
         taker.vm.command("migrate-recover", uri=f"unix:{path}")
         for ident, expected in ((os.urandom(16), "id"), (source.id, None)):
@@ -355,11 +360,7 @@ def may_recover(vm, uri):
 def source_that_comes_back_after_a_promotion_is_told(folder):
     """Its owner was wrong: it was not dead. It hears that the guest runs, and what it says is not heard any more."""
     with Taker(folder) as taker:
-        source = peers.Source(taker.listen(), peers.Guest())
-        source.greet()
-        source.finish()
-        source.close()
-        taker.vm.wait_status("postcopy-paused")
+        source = taker.lose_after_ready()
         taker.vm.command("replicate-promote")
         taker.vm.wait_status("completed")
         for number in range(2):

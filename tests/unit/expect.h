@@ -1,5 +1,6 @@
 /*
- * What is expected of functions that return whether they succeeded, and set a GError where not.
+ * What is expected of functions that return whether they succeeded, and set a GError where not; and of a
+ * migration, that it comes to a phase.
  */
 #pragma once
 
@@ -27,4 +28,18 @@ static inline void expect_error(bool good, GError **error, SnapErrorCode code, c
 static inline void expect_good(bool good, GError **error) {
     if (!good || *error)
         fail_msg("unexpected error: %s", *error ? (*error)->message : "(none set)");
+}
+
+/* Where the migration of @job is. */
+typedef SnapMigrationPhase (*ExpectPhaseFunc)(const void *job);
+
+/* Within @patience_ms. */
+static inline void expect_phase(ExpectPhaseFunc where, const void *job, SnapMigrationPhase phase,
+                                int patience_ms) {
+    SnapMigrationPhase now = where(job);
+    for (int ms = 0; ms < patience_ms && now != phase; ms++) {
+        g_usleep(1000);
+        now = where(job);
+    }
+    assert_string_equal(snap_migration_phase_name(now), snap_migration_phase_name(phase));
 }

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include "expect.h"
 #include "incoming-fixture.h"
 
 #include <stdio.h>
@@ -182,19 +183,18 @@ void rig_again(void **state) {
 
 /* ---- the destination, seen by its owner ------------------------------------------------------------------ */
 
-SnapMigrationStats rig_stats(Rig *rig) {
+SnapMigrationStats rig_stats(const Rig *rig) {
     SnapMigrationStats stats;
     snap_incoming_get_stats(rig->incoming, &stats);
     return stats;
 }
 
+static SnapMigrationPhase where_is(const void *rig) {
+    return rig_stats(rig).phase;
+}
+
 void rig_expect_phase(Rig *rig, SnapMigrationPhase phase) {
-    SnapMigrationPhase now = rig_stats(rig).phase;
-    for (int ms = 0; ms < HAND_PATIENCE_MS && now != phase; ms++) {
-        g_usleep(1000);
-        now = rig_stats(rig).phase;
-    }
-    assert_string_equal(snap_migration_phase_name(now), snap_migration_phase_name(phase));
+    expect_phase(where_is, rig, phase, HAND_PATIENCE_MS);
 }
 
 void rig_expect_completed(Rig *rig) {
@@ -288,4 +288,40 @@ void rig_check_state(const Rig *rig, guint number, const char *name, const void 
     assert_int_equal(g_bytes_get_size(state->data), length_bytes);
     if (length_bytes > 0)
         assert_memory_equal(g_bytes_get_data(state->data, NULL), data, length_bytes);
+}
+
+/* ---- images --------------------------------------------------------------------------------------------- */
+
+Rig *rig_for_images(void **state, uint32_t n_channels) {
+    Rig *rig = *state;
+    g_snprintf(rig->images, sizeof rig->images, "%s/images", rig->dir);
+    rig->hello.purpose = SNAP_WIRE_REPLICATE;
+    return rig_listening(state, n_channels);
+}
+
+Rig *rig_into_images(void **state, uint32_t n_channels) {
+    Rig *rig = rig_for_images(state, n_channels);
+    rig_greet(rig);
+    rig_join_all(rig);
+    return rig;
+}
+
+SnapImage *rig_open_image(const Rig *rig, unsigned number) {
+    g_autoptr(GError) error = NULL;
+    g_autofree char *dir = g_strdup_printf("%s/%06u", rig->images, number);
+    SnapImage *image = snap_image_open(dir, &error);
+    fail_on(error);
+    snap_image_verify(image, NULL, NULL, &error);
+    fail_on(error);
+    return image;
+}
+
+void rig_check_image(const Rig *rig, const SnapImage *image, unsigned at, unsigned region, uint64_t page,
+                     unsigned generation) {
+    g_autoptr(GError) error = NULL;
+    g_autofree uint8_t *read = g_malloc(rig->page), *expected = g_malloc(rig->page);
+    snap_image_read(image, at, page * rig->page, read, rig->page, &error);
+    fail_on(error);
+    rig_page(rig, region, page, generation, expected);
+    assert_memory_equal(read, expected, rig->page);
 }

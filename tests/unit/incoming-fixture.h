@@ -88,12 +88,15 @@ void rig_listen(Rig *rig);
 Rig *rig_mapped(void **state);
 Rig *rig_listening(void **state, uint32_t n_channels);
 Rig *rig_greeted(void **state, uint32_t n_channels);
+/* The last two with no guest: it listens, or all channels are there. Epochs of a replication become images. */
+Rig *rig_for_images(void **state, uint32_t n_channels);
+Rig *rig_into_images(void **state, uint32_t n_channels);
 /* All connections of the source. */
 void rig_close(Rig *rig);
 
 /* ---- the destination, seen by its owner ------------------------------------------------------------------ */
 
-SnapMigrationStats rig_stats(Rig *rig);
+SnapMigrationStats rig_stats(const Rig *rig);
 void rig_expect_phase(Rig *rig, SnapMigrationPhase phase);
 void rig_expect_completed(Rig *rig);
 /* It has ended otherwise, with @code, and says @part. */
@@ -116,6 +119,12 @@ void rig_check(const Rig *rig);
 void rig_note(Rig *rig, unsigned region, uint64_t page, uint64_t n, unsigned generation);
 void rig_put_in_force(Rig *rig);
 void rig_check_state(const Rig *rig, guint number, const char *name, const void *data, size_t length_bytes);
+
+/* Where epochs became images: that one, verified; free it with snap_image_free(). */
+SnapImage *rig_open_image(const Rig *rig, unsigned number);
+/* Page @page of region number @at in it is of that generation, as region @region of the rig. */
+void rig_check_image(const Rig *rig, const SnapImage *image, unsigned at, unsigned region, uint64_t page,
+                     unsigned generation);
 
 /* ---- incoming-source.c: the source's connections --------------------------------------------------------- */
 
@@ -154,6 +163,8 @@ void rig_send_state(Rig *rig, const char *name, const void *data, size_t length_
 void rig_end(Rig *rig, uint64_t epoch, uint64_t n_states, uint16_t flags);
 /* A state that says which epoch it is of, and END. */
 void rig_end_epoch(Rig *rig, uint64_t epoch);
+/* The same; READY follows. */
+void rig_finish_epoch(Rig *rig, uint64_t epoch);
 /* GO, STARTED. */
 void rig_go(Rig *rig);
 /* The same; then it is complete, and all of its memory is there. */

@@ -177,6 +177,11 @@ void rig_end_epoch(Rig *rig, uint64_t epoch) {
     rig_end(rig, epoch, 1, 0);
 }
 
+void rig_finish_epoch(Rig *rig, uint64_t epoch) {
+    rig_end_epoch(rig, epoch);
+    hand_expect_ready(&rig->main, epoch);
+}
+
 void rig_go(Rig *rig) {
     assert_int_equal(rig->starts, 0);
     hand_say_id(&rig->main, SNAP_WIRE_GO);

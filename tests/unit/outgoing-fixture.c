@@ -276,19 +276,18 @@ void rig_again(void **state) {
 
 /* ---- what becomes of it ---------------------------------------------------------------------------------- */
 
-SnapMigrationStats rig_stats(Rig *rig) {
+SnapMigrationStats rig_stats(const Rig *rig) {
     SnapMigrationStats stats;
     snap_outgoing_get_stats(rig->outgoing, &stats);
     return stats;
 }
 
+static SnapMigrationPhase where_is(const void *rig) {
+    return rig_stats(rig).phase;
+}
+
 void rig_expect_phase(Rig *rig, SnapMigrationPhase phase) {
-    SnapMigrationPhase now = rig_stats(rig).phase;
-    for (int ms = 0; ms < HAND_PATIENCE_MS && now != phase; ms++) {
-        g_usleep(1000);
-        now = rig_stats(rig).phase;
-    }
-    assert_string_equal(snap_migration_phase_name(now), snap_migration_phase_name(phase));
+    expect_phase(where_is, rig, phase, HAND_PATIENCE_MS);
 }
 
 void rig_expect_completed(Rig *rig) {

@@ -102,7 +102,7 @@ void rig_start(Rig *rig, PeerPoint until, PeerAct then);
 /* The migration is freed, and the peer has ended. */
 void rig_join(Rig *rig);
 
-SnapMigrationStats rig_stats(Rig *rig);
+SnapMigrationStats rig_stats(const Rig *rig);
 void rig_expect_phase(Rig *rig, SnapMigrationPhase phase);
 /* The guest was handed over. */
 void rig_expect_completed(Rig *rig);

@@ -14,21 +14,6 @@
 
 enum { KEPT = SNAP_WIRE_KEPT, NEW = 0 };
 
-static Rig *begin(void **state, uint32_t n_channels) {
-    Rig *rig = *state;
-    g_snprintf(rig->images, sizeof rig->images, "%s/images", rig->dir);
-    rig->hello.purpose = SNAP_WIRE_REPLICATE;
-    rig_listening(state, n_channels);
-    rig_greet(rig);
-    rig_join_all(rig);
-    return rig;
-}
-
-static void end_epoch(Rig *rig, uint64_t epoch) {
-    rig_end_epoch(rig, epoch);
-    hand_expect_ready(&rig->main, epoch);
-}
-
 /* A region as the rig has it; @name, @n_pages: (0: as it is) otherwise. */
 static void say_region(Rig *rig, unsigned number, uint16_t flags, const char *name, uint64_t n_pages) {
     const RigRegion *region = &rig->regions[number];
@@ -51,53 +36,32 @@ static void say_layout(Rig *rig, uint16_t first, uint16_t second) {
     say_region(rig, 1, second, NULL, 0);
 }
 
-static SnapImage *open_image(const Rig *rig, unsigned number) {
-    g_autoptr(GError) error = NULL;
-    g_autofree char *dir = g_strdup_printf("%s/%06u", rig->images, number);
-    SnapImage *image = snap_image_open(dir, &error);
-    fail_on(error);
-    snap_image_verify(image, NULL, NULL, &error);
-    fail_on(error);
-    return image;
-}
-
-/* Page @page of the region that is number @region in the rig, and @at in the image, is of that generation. */
-static void check_page(const Rig *rig, const SnapImage *image, unsigned at, unsigned region, uint64_t page,
-                       unsigned generation) {
-    g_autoptr(GError) error = NULL;
-    g_autofree uint8_t *read = g_malloc(rig->page), *expected = g_malloc(rig->page);
-    snap_image_read(image, at, page * rig->page, read, rig->page, &error);
-    fail_on(error);
-    rig_page(rig, region, page, generation, expected);
-    assert_memory_equal(read, expected, rig->page);
-}
-
 static void first_epoch(Rig *rig) {
     rig_send_region(rig, 0, 1);
     rig_send_region(rig, 1, 1);
-    end_epoch(rig, 1);
+    rig_finish_epoch(rig, 1);
 }
 
 static void layout_with_new_region_hides_what_had_its_name(void **state) {
-    Rig *rig = begin(state, 1);
+    Rig *rig = rig_into_images(state, 1);
     first_epoch(rig);
     say_layout(rig, NEW, KEPT);
     rig_send(rig, (RigChunk){.chunk = 1, .present = 0x3, .zero = 0x1, .generation = 2});
     rig_send(rig, (RigChunk){.region = 1, .present = 0x1, .generation = 2});
-    end_epoch(rig, 2);
+    rig_finish_epoch(rig, 2);
     rig_send(rig, (RigChunk){.chunk = 0, .present = 0x1, .generation = 3});
-    end_epoch(rig, 3);
+    rig_finish_epoch(rig, 3);
     for (unsigned number = 2; number <= 3; number++) {
-        g_autoptr(SnapImage) image = open_image(rig, number);
+        g_autoptr(SnapImage) image = rig_open_image(rig, number);
         for (unsigned page = 0; page < RIG_PAGES; page++) {
-            check_page(rig, image, 0, 0, page, page == 65 ? 2 : page == 0 && number == 3 ? 3 : 0);
-            check_page(rig, image, 1, 1, page, page == 0 ? 2 : 1);
+            rig_check_image(rig, image, 0, 0, page, page == 65 ? 2 : page == 0 && number == 3 ? 3 : 0);
+            rig_check_image(rig, image, 1, 1, page, page == 0 ? 2 : 1);
         }
     }
 }
 
 static void layout_in_an_epoch_keeps_what_has_come(void **state) {
-    Rig *rig = begin(state, 1);
+    Rig *rig = rig_into_images(state, 1);
     first_epoch(rig);
     rig_send(rig, (RigChunk){.present = 0x3, .generation = 2});
     rig_send(rig, (RigChunk){.region = 1, .present = 0x3, .generation = 2});
@@ -105,24 +69,24 @@ static void layout_in_an_epoch_keeps_what_has_come(void **state) {
     rig_send(rig, (RigChunk){.present = 0x2, .generation = 3});
     say_layout(rig, KEPT, KEPT); /* still new, compared with the epoch before */
     rig_send(rig, (RigChunk){.region = 1, .present = 0x2, .generation = 3});
-    end_epoch(rig, 2);
-    g_autoptr(SnapImage) image = open_image(rig, 2);
+    rig_finish_epoch(rig, 2);
+    g_autoptr(SnapImage) image = rig_open_image(rig, 2);
     for (unsigned page = 0; page < RIG_PAGES; page++) {
-        check_page(rig, image, 0, 0, page, page == 1 ? 3 : 0);
-        check_page(rig, image, 1, 1, page, page == 0 ? 2 : page == 1 ? 3 : 1);
+        rig_check_image(rig, image, 0, 0, page, page == 1 ? 3 : 0);
+        rig_check_image(rig, image, 1, 1, page, page == 0 ? 2 : page == 1 ? 3 : 1);
     }
 }
 
 static void layout_with_fewer_regions_numbers_them_anew(void **state) {
-    Rig *rig = begin(state, 1);
+    Rig *rig = rig_into_images(state, 1);
     first_epoch(rig);
     hand_say_number(&rig->main, SNAP_WIRE_LAYOUT, 1);
     say_region(rig, 1, KEPT, NULL, 0);
-    end_epoch(rig, 2);
-    g_autoptr(SnapImage) image = open_image(rig, 2);
+    rig_finish_epoch(rig, 2);
+    g_autoptr(SnapImage) image = rig_open_image(rig, 2);
     assert_int_equal(snap_image_info(image)->n_regions, 1);
     for (unsigned page = 0; page < RIG_PAGES; page++)
-        check_page(rig, image, 0, 1, page, 1);
+        rig_check_image(rig, image, 0, 1, page, 1);
     /* There is no other one any more. */
     rig_send(rig, (RigChunk){.region = 1, .present = 1, .generation = 2});
     rig_expect_failed(rig, SNAP_ERROR_PROTOCOL, "region");
@@ -130,7 +94,7 @@ static void layout_with_fewer_regions_numbers_them_anew(void **state) {
 
 /* The regions of a layout, and what is said of it. */
 static void refused(void **state, uint64_t n, void (*say)(Rig *rig), const char *words) {
-    Rig *rig = begin(state, 1);
+    Rig *rig = rig_into_images(state, 1);
     first_epoch(rig);
     hand_say_number(&rig->main, SNAP_WIRE_LAYOUT, n);
     if (say)
@@ -172,7 +136,7 @@ static void layout_that_cannot_be_is_refused(void **state) {
 }
 
 static void layout_on_two_channels_is_refused(void **state) {
-    Rig *rig = begin(state, 2);
+    Rig *rig = rig_into_images(state, 2);
     first_epoch(rig);
     hand_say_number(&rig->main, SNAP_WIRE_LAYOUT, 2);
     rig_expect_failed(rig, SNAP_ERROR_PROTOCOL, "one channel");
@@ -190,10 +154,7 @@ static void layout_for_a_standby_is_refused(void **state) {
 }
 
 static void region_kept_at_first_is_refused(void **state) {
-    Rig *rig = *state;
-    g_snprintf(rig->images, sizeof rig->images, "%s/images", rig->dir);
-    rig->hello.purpose = SNAP_WIRE_REPLICATE;
-    rig_listening(state, 1);
+    Rig *rig = rig_for_images(state, 1);
     rig_connect(rig, &rig->main);
     rig_say_hello(rig, &rig->main, 0);
     say_region(rig, 0, KEPT, NULL, 0);

@@ -132,13 +132,12 @@ static SnapMigrationStats stats_of(const Move *move) {
     return stats;
 }
 
+static SnapMigrationPhase where_is(const void *move) {
+    return stats_of(move).phase;
+}
+
 static void await_phase(Move *move, SnapMigrationPhase phase) {
-    SnapMigrationPhase now = stats_of(move).phase;
-    for (int ms = 0; ms < PATIENCE_MS && now != phase; ms++) {
-        g_usleep(1000);
-        now = stats_of(move).phase;
-    }
-    assert_string_equal(snap_migration_phase_name(now), snap_migration_phase_name(phase));
+    expect_phase(where_is, move, phase, PATIENCE_MS);
 }
 
 /* ---- there ----------------------------------------------------------------------------------------------- */
