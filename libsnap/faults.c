@@ -304,6 +304,11 @@ static int release_locked(SnapSync *tracker, Place *place) SNAP_REQUIRES(tracker
     return result;
 }
 
+/* TRUE when it is done with. */
+static bool answer_locked(SnapSync *tracker, Place *place, Answer answer) SNAP_REQUIRES(tracker->lock) {
+    return answer == ANSWER_NONE || (answer == ANSWER_RELEASE && release_locked(tracker, place) != -EAGAIN);
+}
+
 /* Serve a fault at @address. TRUE when it is done with, FALSE when an event has to be served first. */
 static bool serve_fault(SnapSync *tracker, uint64_t address, uint64_t since_ns) {
     Place place;
@@ -312,9 +317,23 @@ static bool serve_fault(SnapSync *tracker, uint64_t address, uint64_t since_ns) 
     if (locate_locked(tracker, address, &place)) {
         answer = serve_locked(tracker, &place);
     }
-    bool done = answer == ANSWER_NONE || (answer == ANSWER_RELEASE && release_locked(tracker, &place) != -EAGAIN);
+    bool done = answer_locked(tracker, &place, answer);
     if (done && answer == ANSWER_RELEASE && tracker->mode == SNAP_SYNC_SYNC) {
         snap_latency_add(&tracker->latency, snap_now_ns() - since_ns);
+    }
+    snap_unlock(&tracker->lock);
+    return done;
+}
+
+bool snap_faults_serve(SnapSync *tracker, uint64_t address) {
+    snap_lock(&tracker->lock);
+    Place place;
+    bool done = true;
+    if (locate_locked(tracker, address, &place)) {
+        const SnapArea *area = snap_sync_area(tracker, place.area);
+        if (snap_area_is_armed(area, place.offset / area->chunk_bytes)) {
+            done = answer_locked(tracker, &place, serve_locked(tracker, &place));
+        }
     }
     snap_unlock(&tracker->lock);
     return done;

@@ -83,6 +83,12 @@ int snap_guest_open_uffd(const SnapGuest *guest, GError **error) {
     return uffd;
 }
 
+void snap_guest_list_spared(const SnapGuest *guest, gboolean paused, GArray *addresses) {
+    if (guest->ops->list_spared) {
+        guest->ops->list_spared(guest->opaque, paused, addresses);
+    }
+}
+
 gboolean snap_guest_get_state(const SnapGuest *guest, GPtrArray *states, GError **error) {
     return !guest->ops->get_state || guest->ops->get_state(guest->opaque, states, error);
 }

@@ -168,6 +168,13 @@ typedef struct {
     gboolean (*resume)(void *opaque, uint64_t *ret_pause_ns, GError **error);
     /* (nullable) Append the SnapState blobs taken in the last pause to @states, (take) by the caller. */
     gboolean (*get_state)(void *opaque, GPtrArray *states, GError **error);
+    /*
+     * (nullable) Append to @addresses (uint64_t) where the kernel may be about to write for the guest without being
+     * able to wait for a fault to be served: locks with priority inheritance that a thread waits for, robust locks
+     * that one holds. Their pages are never left protected; the kernel would refuse the guest's call with EFAULT.
+     * @paused: between pause(STOP) and resume; else a look at the running guest, which misses what has just begun.
+     */
+    void (*list_spared)(void *opaque, gboolean paused, GArray *addresses);
     void (*free)(void *opaque); /* (nullable) */
 } SnapGuestOps;
 

@@ -8,15 +8,22 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "region.h"
+#include "spared.h"
 
 enum {
     PREARM_ROUNDS_MAX = 12,
     PREARM_FEW_PAGES = 64, /* so few that protecting them in the pause does not show */
     STAGING_MAX_CHUNKS = 64,
     STAGING_MIN_CHUNKS = 2,
+    SPARE_LOOKS = 16,
+    SPARE_STEP_US = 200,
 };
+
+#define SPARE_AHEAD_NS UINT64_C(10000000)
+#define SPARE_SHORT_NS UINT64_C(100000) /* a look that does not lengthen a round by much */
 
 #define YOUNG_BYTES (UINT64_C(1) << 20)
 #define EAGER_MAX_BYTES (UINT64_C(16) << 20)
@@ -182,6 +189,27 @@ static gboolean open_tracker(SnapSave *save, uint32_t pool_pages, GError **error
     return TRUE;
 }
 
+/* Return: how long it took, in ns. */
+static uint64_t spare(SnapSave *save, gboolean paused) {
+    uint64_t begin_ns = snap_now_ns();
+    g_autoptr(GArray) addresses = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+    snap_guest_list_spared(save->guest, paused, addresses);
+    snap_spared_add(save->tracker, addresses);
+    return snap_now_ns() - begin_ns;
+}
+
+/*
+ * A lock that is fought for has to be seen before it is first protected. One look finds somebody waiting for it in
+ * one of some cases, so it is looked several times.
+ */
+static void spare_ahead(SnapSave *save) {
+    uint64_t end_ns = snap_now_ns() + SPARE_AHEAD_NS;
+    for (int i = 0; i < SPARE_LOOKS && save->guest->ops->list_spared && snap_now_ns() < end_ns; i++) {
+        save->spare_ns = spare(save, FALSE);
+        usleep(SPARE_STEP_US);
+    }
+}
+
 static gboolean prepare(SnapSave *save, GError **error) {
     g_autoptr(GPtrArray) regions = list_regions(save, FALSE, error);
     uint32_t pool_pages;
@@ -196,13 +224,21 @@ static gboolean prepare(SnapSave *save, GError **error) {
     }
     save->tracker->keep = save->options.keep_log; /* the fault thread looks at it in SYNC only */
     g_ptr_array_sort(regions, by_length);
-    return take_regions(save, regions, error);
+    spare_ahead(save);
+    if (!take_regions(save, regions, error)) {
+        return FALSE;
+    }
+    save->spare_ns = spare(save, FALSE); /* who has begun to wait since: a signal would make it begin again */
+    return TRUE;
 }
 
 /* Rounds until one finds little; what a round leaves depends on how long it took, so they shrink. */
 static gboolean prearm(SnapSave *save, GError **error) {
     uint64_t pages = UINT64_MAX;
     for (int i = 0; i < PREARM_ROUNDS_MAX && pages > PREARM_FEW_PAGES; i++) {
+        if (save->spare_ns < SPARE_SHORT_NS) {
+            save->spare_ns = spare(save, FALSE);
+        }
         if (!snap_save_go_on(save, error) || !snap_sync_round(save->tracker, &pages, error)) {
             return FALSE;
         }
@@ -317,6 +353,7 @@ static gboolean stop_and_take(SnapSave *save, GError **error) {
     if (!reconcile(save, error) || !snap_sync_point(save->tracker, error) || !copy_regions(save, error)) {
         return FALSE;
     }
+    (void)spare(save, TRUE);
     save->created_us = g_get_real_time();
     return TRUE;
 }

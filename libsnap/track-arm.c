@@ -17,6 +17,7 @@
 #include "holes.h"
 #include "image-write.h"
 #include "lazy.h"
+#include "spared.h"
 #include "uffd.h"
 
 enum {
@@ -50,6 +51,12 @@ static int protect_bytes(const SnapSync *tracker, const SnapArea *area, uint64_t
     while (start < end) {
         /* Cut at multiples of a block in the address space, so that no huge page is split. */
         uint64_t next = MIN(end, (base + start) / piece * piece + piece - base);
+        uint64_t spared = tracker->spared->len > 0 ? snap_spared_next(tracker, area, base + start) : UINT64_MAX;
+        if (spared == base + start) {
+            start += area->region->granule_bytes;
+            continue;
+        }
+        next = MIN(next, spared - base);
         int result = snap_uffd_protect(tracker->uffd, base + start, next - start);
         if (result == -EAGAIN && waited_us < EVENT_WAIT_US) {
             usleep(EVENT_STEP_US);
@@ -284,7 +291,11 @@ gboolean snap_sync_round(SnapSync *tracker, uint64_t *ret_pages, GError **error)
                     "/proc/%d/smaps: %s", tracker->pid, g_strerror(-result));
         return FALSE;
     }
-    return protect_again(tracker, ret_pages, error);
+    if (!protect_again(tracker, ret_pages, error)) {
+        return FALSE;
+    }
+    snap_spared_serve(tracker);
+    return TRUE;
 }
 
 /* Nothing was touched since the last round, and nothing is half mapped. */
@@ -303,12 +314,14 @@ static bool switch_to_sync(SnapSync *tracker) {
 }
 
 gboolean snap_sync_point(SnapSync *tracker, GError **error) {
+    snap_spared_fit(tracker);
     for (int i = 0; i < POINT_ROUNDS_MAX; i++) {
         uint64_t pages;
         if (!protect_again(tracker, &pages, error)) {
             return FALSE;
         }
         if (switch_to_sync(tracker)) {
+            snap_spared_serve(tracker);
             return TRUE;
         }
         if (snap_sync_failed(tracker, error)) {

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "chunk.h"
+#include "spared.h"
 #include "uffd.h"
 
 enum { REGISTER_TRIES = 3 };
@@ -32,6 +33,14 @@ static SnapRegion *copy_region(const SnapRegion *region) {
     copy->fd = region->fd >= 0 ? dup(region->fd) : -1;
     copy->fd_offset = region->fd_offset;
     return copy;
+}
+
+void snap_engine_spare(SnapTracker *tracker) {
+    if (tracker->mode == SNAP_TRACK_SYNC) {
+        g_autoptr(GArray) addresses = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+        snap_guest_list_spared(tracker->guest, FALSE, addresses);
+        snap_spared_add(tracker->sync, addresses);
+    }
 }
 
 /* ---- async ----------------------------------------------------------------------------------------------- */
@@ -119,6 +128,7 @@ static gboolean sync_open(SnapTracker *tracker, int uffd, GError **error) {
     }
     tracker->sync->keep = true;
     snap_sync_start(tracker->sync);
+    snap_engine_spare(tracker);
     return TRUE;
 }
 
@@ -215,6 +225,9 @@ static int sync_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start,
     tracker->round_due = false;
     if (due && !snap_sync_round(tracker->sync, &pages, &error)) {
         return error->code == SNAP_ERROR_GUEST_GONE ? -ESRCH : error->code == SNAP_ERROR_REFUSED ? -EBUSY : -EIO;
+    }
+    if (due) {
+        snap_engine_spare(tracker);
     }
     if (tracked->area->stale) {
         return -EPERM;

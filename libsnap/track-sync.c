@@ -78,6 +78,7 @@ static SnapSync *tracker_alloc(int pid, int uffd, uint32_t pool_pages, SnapAtCap
     tracker->queued = map_zeros(SNAP_QUEUED_MAX * sizeof *tracker->queued);
     tracker->failure.code = -1;
     tracker->backlog = g_array_new(FALSE, FALSE, sizeof(SnapUnit));
+    tracker->spared = g_array_new(FALSE, FALSE, sizeof(uint64_t));
     return tracker;
 }
 
@@ -130,6 +131,7 @@ void snap_sync_free(SnapSync *tracker) {
     munmap(tracker->hot, SNAP_HOT_MAX * sizeof *tracker->hot);
     munmap(tracker->queued, SNAP_QUEUED_MAX * sizeof *tracker->queued);
     g_array_unref(tracker->backlog);
+    g_array_unref(tracker->spared);
     snap_lock_clear(&tracker->lock);
     g_free(tracker);
 }

@@ -103,6 +103,7 @@ typedef struct {
 
     /* job thread only */
     GArray *backlog; /* of SnapUnit: captured, still to be released */
+    GArray *spared;  /* of uint64_t: pages that are not protected; see spared.h */
 
     /* fault thread only */
     struct uffd_msg *queued; /* faults read on the way to an event; ring */

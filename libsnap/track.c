@@ -115,7 +115,9 @@ gboolean snap_tracker_set_mode(SnapTracker *tracker, SnapTrackMode mode, gboolea
         done = FALSE;
     } else if (switches[tracker->mode][mode]) {
         done = switches[tracker->mode][mode](tracker, mode, stands, error);
-        if (!done) {
+        if (done) {
+            snap_engine_spare(tracker);
+        } else {
             stop(tracker, SNAP_TRACK_OFF, FALSE, NULL);
         }
     }

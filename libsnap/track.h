@@ -95,6 +95,9 @@ void snap_engine_drop(SnapTracker *tracker, SnapTracked *tracked) SNAP_REQUIRES(
 int snap_engine_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end,
                      SnapAddressFunc func, void *opaque) SNAP_REQUIRES(tracker->lock);
 
+/* What the kernel writes for the guest is not left protected (spared.h); called once areas are. */
+void snap_engine_spare(SnapTracker *tracker) SNAP_REQUIRES(tracker->lock);
+
 /* Set @error for what an engine said about @region. Return: FALSE. */
 gboolean snap_engine_fail(int result, const SnapRegion *region, GError **error);
 

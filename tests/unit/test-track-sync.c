@@ -6,7 +6,6 @@
 
 #include <cmocka.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -134,23 +133,12 @@ static void what_has_gone_before_it_was_added_is_dropped(void **state) {
     rig_clear(&rig);
 }
 
-/* Exit status 77 and why, where the kernel or this user can have no sync log; else 0. */
-static int skip_all(void) {
-    g_autoptr(GError) error = NULL;
-    SnapSync *sync = snap_sync_new(getpid(), snap_uffd_open(), 0, SNAP_AT_CAP_BLOCK, &error);
-    if (!sync) {
-        printf("skip: %s\n", error->message);
-    }
-    snap_sync_free(sync);
-    return sync ? 0 : 77;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dropped_areas_are_freed_by_the_next_round),
         cmocka_unit_test(what_was_written_is_known_by_the_new_numbers),
         cmocka_unit_test(what_has_gone_before_it_was_added_is_dropped),
     };
-    int skipped = skip_all();
+    int skipped = skip_without_sync_log();
     return skipped ? skipped : cmocka_run_group_tests(tests, NULL, NULL);
 }

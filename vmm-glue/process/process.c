@@ -3,6 +3,7 @@
  *
  *     list_regions   regions.c          open_uffd   guard.c, inject.c
  *     pause, resume  freeze.c           get_state   state.c, notes.c
+ *     list_spared    locks.c
  *     stop, cont     job-control.c
  *
  * Failure modes: the process ends: GUEST_GONE from whatever comes next. It executes another program: its mappings
@@ -13,6 +14,7 @@
 #include "freeze.h"
 #include "guard.h"
 #include "job-control.h"
+#include "locks.h"
 #include "regions.h"
 #include "state.h"
 #include "target.h"
@@ -33,6 +35,7 @@ typedef struct {
     gboolean watched; /* a userfaultfd of ours was opened */
     gboolean traced;  /* and we hold the lock */
     gboolean stood;   /* when that began */
+    LocksSeen seen;
 } ProcessGuest;
 
 static void begin_tracing(ProcessGuest *guest) {
@@ -96,6 +99,17 @@ static gboolean get_state(void *opaque, GPtrArray *states, GError **error) {
     return state_build(guest->pid, threads, n_threads, maps, states, error);
 }
 
+static void list_spared(void *opaque, gboolean paused, GArray *addresses) {
+    ProcessGuest *guest = (ProcessGuest *)opaque;
+    if (!paused) {
+        locks_of_running(guest->pid, &guest->seen, addresses);
+        return;
+    }
+    guint n_threads = 0;
+    const FreezeThread *threads = freeze_threads(guest->freeze, &n_threads);
+    locks_of_stopped(threads, n_threads, &guest->seen, addresses);
+}
+
 static void free_guest(void *opaque) {
     ProcessGuest *guest = (ProcessGuest *)opaque;
     freeze_free(guest->freeze);
@@ -114,6 +128,7 @@ static const SnapGuestOps operations = {
     .pause = pause_guest,
     .resume = resume_guest,
     .get_state = get_state,
+    .list_spared = list_spared,
     .free = free_guest,
 };
 
