@@ -121,7 +121,7 @@ static int async_add(SnapTracker *tracker, SnapTracked *tracked, uint64_t start,
 
 /* ---- sync ------------------------------------------------------------------------------------------------ */
 
-static gboolean sync_open(SnapTracker *tracker, int uffd, GError **error) {
+static gboolean sync_open(SnapTracker *tracker, int uffd, GError **error) SNAP_REQUIRES(tracker->lock) {
     tracker->sync = snap_sync_new(snap_guest_pid(tracker->guest), uffd, 0, SNAP_AT_CAP_BLOCK, error);
     if (!tracker->sync) {
         return FALSE;
@@ -214,7 +214,7 @@ static void report_chunks(SnapArea *area, SnapAddressFunc func, void *opaque) {
  * they were read.
  */
 static int sync_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end,
-                     SnapAddressFunc func, void *opaque) {
+                     SnapAddressFunc func, void *opaque) SNAP_REQUIRES(tracker->lock) {
     if (!tracked->area) {
         func(opaque, start, end);
         return 0;
