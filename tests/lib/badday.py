@@ -132,11 +132,12 @@ def catches(pid, number):
 
 
 def processes_of(build):
-    """Processes that run the program under test: vmsnap, and what it forked."""
+    """Processes of this test that run the program under test: vmsnap, and what it forked."""
     program, found = os.path.realpath(f"{build}/tools/vmsnap"), []
     for name in os.listdir("/proc"):
         try:
-            if name.isdigit() and os.readlink(f"/proc/{name}/exe") == program:
+            if name.isdigit() and os.readlink(f"/proc/{name}/exe") == program and \
+                    children.is_ours(name):
                 found.append(int(name))
         except OSError:
             pass

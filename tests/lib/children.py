@@ -1,16 +1,29 @@
 """Programs that are started for a while: ended when we end, however that happens.
 
 start() is subprocess.Popen; what it started is killed at exit, and gets SIGTERM from the kernel when we are killed.
+Whatever we start, and what that starts, is known by its environment, so that tests may run side by side.
 """
 import atexit
 import contextlib
 import ctypes
+import os
 import signal
 import subprocess
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _running = []
+
+os.environ["SNAP_TEST_OF"] = str(os.getpid())
+
+
+def is_ours(pid):
+    """PID was started by us, or by what we started."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"SNAP_TEST_OF={os.getpid()}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False
 
 
 def _die_with_parent():
