@@ -120,8 +120,9 @@ static void add_replication(json_object *object, const Migration *migration, con
     add_ms(object, "epoch-pause", stats->epoch_pause_ns);
 }
 
-static void add_figures(json_object *object, const Migration *migration, const SnapMigrationStats *stats) {
-    unsigned shows = shown[migration->status];
+static void add_figures(json_object *object, MigrationStatus status, const Migration *migration,
+                        const SnapMigrationStats *stats) {
+    unsigned shows = shown[status];
     if (shows & SHOWS_TIMES) {
         add_ms(object, "total-time", stats->total_ns);
         add_ms(object, "setup-time", stats->setup_ns);
@@ -139,17 +140,20 @@ static void add_figures(json_object *object, const Migration *migration, const S
         qapi_json_add_string(object, "error-desc", migration->error);
 }
 
+/* The figures are asked of it after its status: newer than that they may be, but not older, when there was less of
+ * them. */
 static json_object *to_json(QapiHelper *helper, Migration *migration) {
     json_object *object = json_object_new_object();
     g_mutex_lock(&migration->lock);
     SnapIncoming *incoming = migration->end ? qapi_migration_incoming_locked(migration) : migration->arrived;
     if (incoming)
         qapi_incoming_tell_uri(helper, migration, incoming); /* the port may be known only now */
+    MigrationStatus status = qapi_migration_status(helper, migration);
     SnapMigrationStats stats = qapi_migration_stats_locked(helper, migration);
     g_mutex_lock(&helper->lock);
-    if (migration->status != MIGRATION_NONE) {
-        qapi_json_add_string(object, "status", qapi_migration_status_name(migration->status));
-        add_figures(object, migration, &stats);
+    if (status != MIGRATION_NONE) {
+        qapi_json_add_string(object, "status", qapi_migration_status_name(status));
+        add_figures(object, status, migration, &stats);
         if (migration->incoming) /* what has arrived may have gone on since, and still listens */
             add_address(object, migration->uri);
     }

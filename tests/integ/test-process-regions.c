@@ -356,6 +356,29 @@ static void writer_of_an_object_is_found(void **state) {
     close(fd);
 }
 
+/* fork() and exec() have a moment in between. */
+static void child_that_is_gone_at_once_is_no_writer(void **state) {
+    (void)state;
+    struct stat info;
+    int fd = memfd(page), pid = 0;
+    g_autofree char *name = NULL;
+    assert_int_equal(fstat(fd, &info), 0);
+    void *shared = map(page, rw, MAP_SHARED, fd);
+    for (int stays = 0; stays <= 1; stays++) {
+        pid_t child = fork();
+        if (child == 0) {
+            usleep(stays ? 5000000 : 5000);
+            _exit(0);
+        }
+        assert_int_equal(process_foreign_writer(getpid(), info.st_dev, info.st_ino, &pid, &name), stays);
+        kill(child, SIGKILL);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        assert_int_equal(pid, stays ? child : 0);
+    }
+    munmap(shared, page);
+    close(fd);
+}
+
 static void ended_process_is_gone(void **state) {
     (void)state;
     g_autoptr(GError) error = NULL;
@@ -381,6 +404,7 @@ int main(void) {
         cmocka_unit_test(heap_grown_has_its_growth_as_a_new_region),
         cmocka_unit_test(memory_of_another_writer_is_refused_by_name),
         cmocka_unit_test(writer_of_an_object_is_found),
+        cmocka_unit_test(child_that_is_gone_at_once_is_no_writer),
         cmocka_unit_test(ended_process_is_gone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -176,11 +176,12 @@ class Vm(children.Child):
 
 
 class ThreadVm(Vm):
-    """tests/migrate/thread-vm; @options as of its command line, with _ for -."""
+    """tests/migrate/thread-vm, or what SNAP_TEST_THREAD_VM names; @options as of its command line, with _ for -."""
 
     def __init__(self, build, folder, name, journal, incoming=None, **options):
         self.build, self.journal = build, journal
-        command = [f"{build}/tests/migrate/thread-vm", "--qmp", f"unix:{folder}/{name}.qmp", "--name", name,
+        program = os.environ.get("SNAP_TEST_THREAD_VM", "thread-vm")
+        command = [f"{build}/tests/migrate/{program}", "--qmp", f"unix:{folder}/{name}.qmp", "--name", name,
                    "--serial", f"{folder}/{name}.serial", "--journal", journal.path, "--snapshot-dir", folder]
         prefix = options.pop("prefix", [])
         for option, value in {"incoming": incoming, **options}.items():

@@ -106,4 +106,39 @@ expect_summary 0 "2 passed, 0 failed, 1 skipped" "{\"name\": \"a\", \"result\": 
 expect_summary 1 "2 passed, 1 failed, 1 skipped" "{\"name\": \"a\", \"result\": \"FAIL\", \"stdout\": \"$cases\"}"
 expect_summary 1 "1 passed, 1 failed, 0 skipped" '{"name": "a", "result": "OK", "stdout": ""}' \
     '{"name": "b", "result": "TIMEOUT", "stdout": ""}'
+
+# What is shown of a test that failed: expect_shown WHAT OUTPUT LINES|- SHOWN NOT-SHOWN (both patterns of grep)
+expect_shown() {
+    printf '%b' "$2" | python3 -c 'import json, sys
+print(json.dumps({"name": "a", "result": "FAIL", "stdout": sys.stdin.read()}))' >"$work/testlog.json"
+    python3 "$lints/../lib/summarise.py" "$work/testlog.json" >"$work/output"
+    if { [ "$3" != - ] && [ "$(wc -l <"$work/output")" -ne "$3" ]; } || ! grep -q -- "$4" "$work/output" ||
+        grep -q -- "$5" "$work/output"; then
+        echo "summarise.py: $1: should show $3 lines with '$4', without '$5'"
+        cat "$work/output"
+        failures=1
+    fi
+}
+
+many() { # LINES
+    seq -f 'line %g.' "$1"
+}
+
+one="[ RUN      ] one\nfine\n[       OK ] one\n"
+two="[ RUN      ] two\nwhy\n[  ERROR   ] --- 1 != 2\n[  FAILED  ] two\n"
+six="[ RUN      ] six\nAssertionError: no\n  at a.py:7\n[   FAILED ] six\n"
+expect_shown "no case" "$(many 100)" 42 '^    line 61\.' 'line 60\.'
+expect_shown "a case of cmocka, and what comes after it" "$one$two$one$(many 100)" 6 '^    \[  ERROR   \]' 'fine\|line'
+expect_shown "a case of a script" "$one$six$one" 6 '^    AssertionError: no$' fine
+expect_shown "two cases" "$two$one$six" 10 '^    why$' fine
+expect_shown "a case whose result is not at the start of a line" "${one/fine\\n/fine}$two" 6 why fine
+expect_shown "a case that cannot be set up" "${one}[ RUN      ] two\nno\n[  ERROR   ] two\n[  PASSED  ]" 5 '^    no$' fine
+expect_shown "a case that does not end" "${one}[ RUN      ] two\nit stops" 5 'did not end' fine
+expect_shown "a case before one that does not end" "${six}[ RUN      ] two\nit stops" 9 '^    AssertionError: no$' fine
+six="[ RUN      ] six\n$(many 50)\nAssertionError: no\n$(many 60)\n  at a.py:7\n[   FAILED ] six\n"
+expect_shown "a case with its reason in the middle" "$one$six" 62 '^    AssertionError: no$' 'fine\|line 2[0-4]'
+expect_shown "its first and last lines" "$one$six" 62 '^    line 60\.$' fine
+expect_shown "that lines are missing" "$one$six" 62 '(55 lines are not shown)' fine
+expect_shown "thirty cases" "$(for _ in {1..30}; do echo "$two$one"; done)" 62 '^    why$' fine
+expect_shown "a line of a megabyte" "$(printf '%01000000d' 0)" 3 ' \.\.\. 0' '0\{501\}'
 exit $failures

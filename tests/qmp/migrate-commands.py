@@ -21,10 +21,12 @@ import children  # noqa: E402
 import migrate  # noqa: E402
 import qmpd  # noqa: E402
 import two_vmms  # noqa: E402
-from two_vmms import MIB, RAM, SLOW, check_fields, event_words, follow, switch_on, without_rounds  # noqa: E402
+from two_vmms import END_S, MIB, RAM, SLOW, check_fields, event_words, follow, follow_passes, switch_on  # noqa: E402
 
 BUILD = os.path.abspath(sys.argv[1])
-END_S = 5
+FEW = 512  # pages
+FEW_BYTES = FEW * os.sysconf("SC_PAGESIZE")
+SILENCE_MS = 600000
 Two = functools.partial(two_vmms.Two, BUILD)
 
 
@@ -35,9 +37,8 @@ def move_tells_each_status_once_and_in_order(folder):
         two.source.migrate(two.uri)
         there = follow(two.destination, "completed", "failed")
         here = follow(two.source, "completed", "failed")
-        assert without_rounds(here) == ["setup", "active", "STOP", "device", "completed"], here
+        assert here == ["setup", "active", "STOP", "device", "completed"], here
         assert there[-2:] == ["RESUME", "completed"] and "active" in there, there
-        assert [word for word in here if word.startswith("pass")][0] == "pass 1", here
         assert check_fields(two.source.migration())["ram"]["remaining"] == 0
         two.check_moved()
 
@@ -45,14 +46,16 @@ def move_tells_each_status_once_and_in_order(folder):
 def move_shows_its_progress_as_qemu_does(folder):
     with Two(folder) as two:
         last = check_fields(two.slowly())["ram"]
-        deadline = time.monotonic() + 20
-        while last["transferred"] < 3 * MIB:
+        deadline = time.monotonic() + END_S
+        while last["transferred"] < MIB:
             ram = check_fields(two.source.migration())["ram"]
-            assert ram["transferred"] >= last["transferred"] and ram["dirty-sync-count"] >= 1, ram
+            assert ram["transferred"] >= last["transferred"], (ram, last)
             assert time.monotonic() < deadline, ram
             last = ram
+        assert last["dirty-sync-count"] == 1, last
+        badday.wait_until(lambda: two.destination.migration()["ram"]["transferred"] > MIB / 2, END_S, "half of it is there")
         there = two.destination.wait_status("active")
-        assert set(there["ram"]) == RAM and there["ram"]["total"] == 64 * MIB and there["ram"]["transferred"] > MIB, there
+        assert set(there["ram"]) == RAM and there["ram"]["total"] == 64 * MIB, there
         assert there["socket-address"] == [{"type": "unix", "path": two.uri.split(":")[1]}], there
         two.quickly()
         ended = check_fields(two.source.wait_status("completed"))
@@ -62,13 +65,14 @@ def move_shows_its_progress_as_qemu_does(folder):
 
 
 def rounds_are_counted_by_events(folder):
-    with Two(folder, rate=20000) as two:
-        two.source.set_parameters(max_bandwidth=64 * MIB, downtime_limit=1)
+    """Of a guest that writes to the same few pages, so that a round is short, and what is left soon sent."""
+    with Two(folder, populate=FEW, rate=2000) as two:
+        two.source.set_parameters(max_bandwidth=FEW_BYTES, downtime_limit=1)
         two.source.migrate(two.uri)
-        seen = follow(two.source, "pass 3")
-        assert [word for word in seen if word.startswith("pass")] == ["pass 1", "pass 2", "pass 3"], seen
-        assert two.source.migration()["ram"]["dirty-sync-count"] >= 3
-        two.source.set_parameters(max_bandwidth=0, downtime_limit=300)
+        passes = follow_passes(two.source, 3)
+        assert passes[0] == 1 and passes == sorted(set(passes)), passes
+        assert two.source.migration()["ram"]["dirty-sync-count"] >= passes[-1], passes
+        two.source.set_parameters(max_bandwidth=0, downtime_limit=2000)
         two.check_moved()
 
 
@@ -91,7 +95,7 @@ def stopped_guest_arrives_stopped_without_events_of_it(folder):
         assert follow(two.source, "STOP") == ["STOP"]
         two.source.migrate(two.uri)
         here, there = follow(two.source, "completed", "failed"), follow(two.destination, "completed", "failed")
-        assert without_rounds(here) == ["setup", "active", "device", "completed"] and "RESUME" not in there, (here, there)
+        assert here == ["setup", "active", "device", "completed"] and "RESUME" not in there, (here, there)
         assert two.destination.run_state() == "paused"
         two.destination.command("cont")
         assert follow(two.destination, "RESUME") == ["RESUME"]
@@ -148,7 +152,7 @@ def guest_moves_through_a_command_at_each_end(folder):
     with Two(folder, defer=True) as two:
         command = f"exec:exec {sys.executable} {folder}/relay.py {folder}/between"
         two.destination.command("migrate-incoming", uri=f"{command} listen")
-        badday.wait_until(lambda: os.path.exists(f"{folder}/between"), 10, "the command listens")
+        badday.wait_until(lambda: os.path.exists(f"{folder}/between"), END_S, "the command listens")
         two.source.migrate(f"{command} connect")
         two.check_moved()
 
@@ -171,7 +175,7 @@ def cancelled_move_leaves_the_guest_where_it_was(folder):
         two.slowly()
         two.source.command("migrate_cancel")
         seen = follow(two.source, "cancelled", "failed", "completed")
-        assert without_rounds(seen) == ["setup", "active", "cancelling", "cancelled"], seen
+        assert seen == ["setup", "active", "cancelling", "cancelled"], seen
         check_fields(two.source.migration())
         two.check_stayed()
         two.source.command("migrate_cancel")
@@ -190,13 +194,14 @@ def switchover_waits_to_be_continued(folder):
         switch_on(two.source, "pause-before-switchover")
         two.source.migrate(two.uri)
         seen = follow(two.source, "pre-switchover", "completed")
-        assert without_rounds(seen) == ["setup", "active", "STOP", "pre-switchover"], seen
+        assert seen == ["setup", "active", "STOP", "pre-switchover"], seen
         check_fields(two.source.migration())
         assert two.source.run_state() == "finish-migrate" and two.destination.run_state() == "inmigrate"
         two.source.qmp.refused("cont", "Migration is not finalized yet")
         two.source.qmp.refused("migrate-continue", "Migration not in expected state: pre-switchover", state="device")
         two.source.command("migrate-continue", state="pre-switchover")
-        assert follow(two.source, "completed", "failed") == ["device", "completed"]
+        seen = follow(two.source, "completed", "failed")
+        assert seen == ["device", "completed"], seen
         two.check_moved()
         two.source.qmp.refused("migrate-continue", "Migration not in expected state: completed", state="pre-switchover")
 
@@ -208,31 +213,35 @@ def switchover_that_is_cancelled_lets_the_guest_go(folder):
         two.source.migrate(two.uri)
         follow(two.source, "pre-switchover")
         two.source.command("migrate_cancel")
-        assert follow(two.source, "RESUME") == ["cancelling", "cancelled", "RESUME"]
+        seen = follow(two.source, "RESUME")
+        assert seen == ["cancelling", "cancelled", "RESUME"], seen
         two.check_stayed()
 
 
 def limits_hold_at_once(folder):
+    """As they are set it would take a minute, and when they are lifted it is over long before that."""
     with Two(folder) as two:
         two.slowly()
-        before = two.source.migration()["ram"]["transferred"]
+        begin, before = time.monotonic(), two.source.migration()["ram"]["transferred"]
         time.sleep(0.5)
-        assert two.source.migration()["ram"]["transferred"] - before < 2 * SLOW
+        sent = two.source.migration()["ram"]["transferred"] - before
+        assert sent < SLOW * (time.monotonic() - begin) + MIB, sent
         two.quickly()
-        two.source.wait_status("completed", seconds=5)
+        two.source.wait_status("completed", seconds=END_S)
         two.check_moved()
 
 
 def guest_that_writes_too_much_is_throttled(folder):
-    with Two(folder, rate=0, hot="100%") as two:
+    with Two(folder, populate=FEW, rate=0) as two:
         switch_on(two.source, "auto-converge")
-        two.source.set_parameters(max_bandwidth=32 * MIB, downtime_limit=1, cpu_throttle_initial=50)
+        two.source.set_parameters(max_bandwidth=FEW_BYTES, downtime_limit=1, cpu_throttle_initial=50)
         two.source.migrate(two.uri)
-        badday.wait_until(lambda: two.source.migration().get("cpu-throttle-percentage", 0) >= 50, 20, "it is throttled")
+        badday.wait_until(lambda: two.source.migration().get("cpu-throttle-percentage", 0) >= 50, END_S, "it is throttled")
         check_fields(two.source.migration(), ["cpu-throttle-percentage"])
         two.source.command("migrate_cancel")
         two.source.wait_status("cancelled")
         two.source.check_guest()
+        two.check_given_up()
 
 
 def dirty_limit_is_of_the_whole_guest(folder):
@@ -274,7 +283,7 @@ def postcopy_runs_the_guest_there_and_goes_on(folder):
     with TwoInPostcopy(folder) as two:
         start_postcopy(two)
         seen = follow(two.source, "postcopy-active")
-        assert without_rounds(seen) == ["setup", "active", "STOP", "device", "postcopy-active"], seen
+        assert seen == ["setup", "active", "STOP", "device", "postcopy-active"], seen
         seen = follow(two.destination, "RESUME")
         assert seen[-2:] == ["postcopy-active", "RESUME"], seen
         assert two.source.run_state() == "postmigrate"
@@ -304,7 +313,7 @@ def postcopy_that_is_paused_is_resumed(folder):
         assert address == [{"type": "unix", "path": f"{folder}/way-back"}], address
         two.source.migrate(f"unix:{folder}/way-back", resume=True)
         two.source.wait_status("postcopy-active")
-        seen = without_rounds(follow(two.source, "postcopy-recover"))
+        seen = follow(two.source, "postcopy-recover")
         assert seen[-2:] == ["postcopy-paused", "postcopy-recover"], seen
         let_it_end(two)
         two.source.wait_status("completed")
@@ -379,6 +388,13 @@ def what_cannot_work_is_refused_and_changes_nothing(folder):
         two.check_moved()
 
 
+def check_no_more(vm, before):
+    """It has no descriptor that it had not BEFORE, or only for a moment; sockets have names that do not come again."""
+    def more():
+        return set(badday.descriptors(vm.pid).items()) - set(before.items())
+    badday.wait_until(lambda: not more(), END_S, f"no more descriptors: {more()}")
+
+
 def refusals_keep_no_descriptor(folder):
     os.makedirs(f"{folder}/images/000001")
     with Two(folder) as two:
@@ -390,8 +406,7 @@ def refusals_keep_no_descriptor(folder):
                     two.source.qmp.command("getfd", fdname="way", fds=[passed.fileno()])
                     two.source.qmp.refused(name, "is no socket" if passed is file else "unix: or tcp:", uri="fd:way")
         two.source.qmp.refused("replicate", "000001", path="images")
-        after = badday.descriptors(two.source.pid)
-        assert len(after) == len(before), set(after.items()) ^ set(before.items())
+        check_no_more(two.source, before)
 
 
 def recover_that_is_refused_keeps_no_descriptor(folder):
@@ -406,8 +421,7 @@ def recover_that_is_refused_keeps_no_descriptor(folder):
             with socket.socket(socket.AF_UNIX) as way:
                 two.destination.qmp.command("getfd", fdname="way", fds=[way.fileno()])
                 two.destination.qmp.refused("migrate-recover", uri="fd:way")
-        after = badday.descriptors(two.destination.pid)
-        assert len(after) == len(before), set(after.items()) ^ set(before.items())
+        check_no_more(two.destination, before)
         assert two.destination.status() == "completed"
         two.destination.check_guest()
 
@@ -418,7 +432,7 @@ def guest_that_moves_on_leaves_no_address_behind(folder):
         two.source.migrate(two.uri)
         two.check_moved()
         two.destination.command("migrate-recover", uri="tcp:localhost:0")
-        badday.wait_until(lambda: int(two.destination.migration()["socket-address"][0]["port"]) > 0, 10, "its port is known")
+        badday.wait_until(lambda: int(two.destination.migration()["socket-address"][0]["port"]) > 0, END_S, "its port is known")
         with migrate.ThreadVm(BUILD, folder, "third", two.journal, incoming=f"unix:{folder}/way-on", verify=True,
                               rate=2000) as third:
             two.destination.migrate(f"unix:{folder}/way-on")
@@ -438,24 +452,19 @@ def destination_that_is_not_there_fails_the_move(folder):
 
 
 def source_that_ends_leaves_a_destination_without_a_guest(folder):
-    """Which is of no use then, and is told so."""
-    with Two(folder) as two:
+    """At once: neither waits until the move is complete, or for the other one to say something."""
+    with Two(folder, silence=SILENCE_MS) as two:
         two.slowly()
-        begin = time.monotonic()
         two.source.end()
-        assert time.monotonic() - begin < END_S
-        two.destination.process.wait(END_S)
-        assert two.destination.process.returncode == 1 and "does not come" in two.destination.log(), two.destination.log()
+        two.check_given_up()
         two.journal.check()
 
 
 def destination_that_ends_leaves_the_guest_where_it_was(folder):
-    with Two(folder) as two:
+    with Two(folder, silence=SILENCE_MS) as two:
         two.slowly()
-        begin = time.monotonic()
         two.destination.end()
-        assert time.monotonic() - begin < END_S
-        assert without_rounds(follow(two.source, "failed", "completed"))[-1] == "failed"
+        assert follow(two.source, "failed", "completed")[-1] == "failed"
         two.check_stayed()
 
 
@@ -504,7 +513,7 @@ def deferred_destination_answers_as_qemu_does(folder):
     arguments = ["-M", "pc", "-m", "64", "-nodefaults", "-display", "none", "-incoming", "defer", "-qmp",
                  f"unix:{folder}/q/qmp,server=on,wait=off"]
     with Two(folder, defer=True) as two, children.Child(["qemu-system-x86_64", *arguments]):
-        with badday.wait_until(lambda: connected(f"{folder}/q/qmp"), 20, "QEMU listens").negotiate() as client:
+        with badday.wait_until(lambda: connected(f"{folder}/q/qmp"), END_S, "QEMU listens").negotiate() as client:
             if client.greeting["QMP"]["version"]["qemu"]["major"] != 7:
                 raise cases.Skip("skip: the answers are those of QEMU 7.2")
             theirs = answers(client, f"{folder}/q")

@@ -10,7 +10,8 @@ import os
 import migrate
 
 MIB = 1 << 20
-SLOW = 4 * MIB  # a second: what is moved at this rate can be looked at
+SLOW = MIB  # a second: what is moved at this rate takes a minute, in which it can be looked at on any machine
+END_S = 30  # for what takes no time on a quick machine
 RAM = {"transferred", "remaining", "total", "duplicate", "skipped", "normal", "normal-bytes", "dirty-pages-rate", "mbps",
        "dirty-sync-count", "postcopy-requests", "page-size", "multifd-bytes", "pages-per-second", "precopy-bytes",
        "downtime-bytes", "postcopy-bytes", "dirty-sync-missed-zero-copy"}
@@ -61,6 +62,12 @@ class Two:
         self.source.check_guest()
         self.journal.check()
 
+    def check_given_up(self):
+        """The destination has no guest, and none will come: it is of no use then, says so, and ends."""
+        self.destination.process.wait(END_S)
+        assert self.destination.process.returncode == 1, self.destination.process.returncode
+        assert "does not come" in self.destination.log(), self.destination.log()
+
     def __enter__(self):
         return self
 
@@ -80,17 +87,29 @@ def event_words(event):
     return {"MIGRATION": data.get("status"), "MIGRATION_PASS": f"pass {data.get('pass')}"}.get(event["event"], event["event"])
 
 
+def next_word(vm):
+    return event_words(vm.qmp.events.pop(0) if vm.qmp.events else vm.qmp.read())
+
+
 def follow(vm, *last):
-    """The events up to one of LAST."""
+    """The events up to one of LAST, but those of rounds: they are held back for up to a second, and come anywhere."""
     seen = []
     while not seen or seen[-1] not in last:
-        event = vm.qmp.events.pop(0) if vm.qmp.events else vm.qmp.read()
-        seen.append(event_words(event))
+        word = next_word(vm)
+        if not word.startswith("pass"):
+            seen.append(word)
     return seen
 
 
-def without_rounds(seen):
-    return [word for word in seen if not word.startswith("pass")]
+def follow_passes(vm, number):
+    """The rounds that are told of, up to NUMBER or beyond it: of those that are shorter than a second not all are."""
+    passes = []
+    while not passes or passes[-1] < number:
+        word = next_word(vm)
+        assert word not in ("failed", "completed"), f"{word} after {passes}: {vm.migration()}"
+        if word.startswith("pass"):
+            passes.append(int(word.split()[1]))
+    return passes
 
 
 def check_fields(found, more=()):

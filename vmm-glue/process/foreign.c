@@ -10,6 +10,8 @@
 #include "maps.h"
 #include "target.h"
 
+enum { CHILD_LOOKS = 20, CHILD_STEP_US = 1000 };
+
 static ProcMaps *read_maps(int pid) {
     g_autofree char *path = g_strdup_printf("/proc/%d/maps", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -35,18 +37,50 @@ static SharedObject *find_object(SharedObject *objects, guint n_objects, const P
     return NULL;
 }
 
-static void look_into(int pid, int other, SharedObject *objects, guint n_objects) {
+/* How many of @objects @other can write; they are given its number. */
+static guint look_into(int other, SharedObject *objects, guint n_objects) {
     g_autoptr(ProcMaps) maps = read_maps(other);
+    guint n_found = 0;
     for (guint i = 0; maps && i < maps->n_entries; i++) {
         const ProcMap *map = &maps->entries[i];
         if (!map->shared || !map->writable) {
             continue;
         }
         SharedObject *object = find_object(objects, n_objects, map);
-        if (object && !object->writer_pid && !is_same_memory(pid, other)) {
+        if (object && !object->writer_pid) {
             object->writer_pid = other;
-            object->writer_name = target_name(other, other);
+            n_found++;
         }
+    }
+    return n_found;
+}
+
+/* Take back what look_into() found, or give it the name. */
+static void settle(int other, gboolean is_writer, SharedObject *objects, guint n_objects) {
+    for (guint i = 0; i < n_objects; i++) {
+        if (objects[i].writer_pid == other && is_writer) {
+            objects[i].writer_name = target_name(other, other);
+        } else if (objects[i].writer_pid == other) {
+            objects[i].writer_pid = 0;
+        }
+    }
+}
+
+/* A child that is about to execute another program, or to end, has all memory of its parent for a moment. */
+static gboolean stays(int pid, int other, SharedObject *objects, guint n_objects) {
+    for (guint i = 0; i < CHILD_LOOKS && target_status_number(other, "\nPPid:") == pid; i++) {
+        usleep(CHILD_STEP_US);
+        settle(other, FALSE, objects, n_objects);
+        if (is_same_memory(pid, other) || look_into(other, objects, n_objects) == 0) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+static void look_at_process(int pid, int other, SharedObject *objects, guint n_objects) {
+    if (!is_same_memory(pid, other) && look_into(other, objects, n_objects) > 0) {
+        settle(other, stays(pid, other, objects, n_objects), objects, n_objects);
     }
 }
 
@@ -56,7 +90,7 @@ void foreign_find(int pid, SharedObject *objects, guint n_objects) {
     while (dir && (name = g_dir_read_name(dir))) {
         int other = atoi(name);
         if (other > 0 && other != pid) {
-            look_into(pid, other, objects, n_objects);
+            look_at_process(pid, other, objects, n_objects);
         }
     }
 }

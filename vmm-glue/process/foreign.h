@@ -20,7 +20,8 @@ typedef struct {
 /**
  * foreign_find: look through the mappings of all processes for shared writable ones of @objects.
  *   One pass over /proc, some 0.1 ms for each process there. A process that shares its whole address space with
- *   @pid is no other one. What this user may not look into is passed over.
+ *   @pid is no other one, nor is a child that is gone, or another program, within 20 ms: it was only about to be.
+ * What this user may not look into is passed over.
  * @pid: the guest. @objects: (borrow) @n_objects of them; writer_pid and writer_name are filled in.
  */
 void foreign_find(int pid, SharedObject *objects, guint n_objects);
