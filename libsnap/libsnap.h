@@ -132,6 +132,13 @@ typedef struct {
  */
 SnapRegion *snap_region_new(const char *name, SnapMemory memory, uint64_t host_address, uint64_t length_bytes);
 
+/**
+ * snap_region_copy: a copy with a name, a refusal and a descriptor of its own. Where there is no descriptor to be
+ * had for it, it has a refusal that says so.
+ * @region: (borrow). Return: (out) free with snap_region_free().
+ */
+SnapRegion *snap_region_copy(const SnapRegion *region);
+
 /** snap_region_free: free a region and close its descriptor; NULL is allowed. */
 void snap_region_free(SnapRegion *region);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(SnapRegion, snap_region_free)
@@ -169,9 +176,10 @@ typedef struct {
     /* (nullable) Append the SnapState blobs taken in the last pause to @states, (take) by the caller. */
     gboolean (*get_state)(void *opaque, GPtrArray *states, GError **error);
     /*
-     * (nullable) Append to @addresses (uint64_t) where the kernel may be about to write for the guest without being
-     * able to wait for a fault to be served: locks with priority inheritance that a thread waits for, robust locks
-     * that one holds. Their pages are never left protected; the kernel would refuse the guest's call with EFAULT.
+     * (nullable) Append to @addresses (uint64_t) where the kernel may be about to write for the guest without
+     * being able to wait for a fault to be served: locks with priority inheritance that a thread waits for, robust
+     * locks that one holds. Their pages are never left protected; the kernel would refuse the guest's call with
+     * EFAULT.
      * @paused: between pause(STOP) and resume; else a look at the running guest, which misses what has just begun.
      */
     void (*list_spared)(void *opaque, gboolean paused, GArray *addresses);

@@ -5,6 +5,8 @@
  */
 #include "region.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -35,6 +37,21 @@ SnapRegion *snap_region_new(const char *name, SnapMemory memory, uint64_t host_a
     region->granule_bytes = page_bytes;
     region->fd = -1;
     return region;
+}
+
+SnapRegion *snap_region_copy(const SnapRegion *region) {
+    SnapRegion *copy = g_memdup2(region, sizeof(*region));
+    copy->name = g_strdup(region->name);
+    copy->refusal = g_strdup(region->refusal);
+    if (region->fd < 0) {
+        return copy;
+    }
+    copy->fd = fcntl(region->fd, F_DUPFD_CLOEXEC, 0);
+    if (copy->fd < 0 && !copy->refusal) {
+        copy->refusal = g_strdup_printf("no descriptor for it: %s; raise the limit of open files (ulimit -n)",
+                                        g_strerror(errno));
+    }
+    return copy;
 }
 
 void snap_region_free(SnapRegion *region) {

@@ -8,7 +8,6 @@
 #include "track.h"
 
 #include <errno.h>
-#include <unistd.h>
 
 #include "chunk.h"
 #include "spared.h"
@@ -25,15 +24,6 @@ typedef struct {
     int (*pull)(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end, SnapAddressFunc func,
                 void *opaque);
 } Engine;
-
-static SnapRegion *copy_region(const SnapRegion *region) {
-    SnapRegion *copy = snap_region_new(region->name, region->memory, region->host_address, region->length_bytes);
-    copy->page_bytes = region->page_bytes;
-    copy->granule_bytes = region->granule_bytes;
-    copy->fd = region->fd >= 0 ? dup(region->fd) : -1;
-    copy->fd_offset = region->fd_offset;
-    return copy;
-}
 
 void snap_engine_spare(SnapTracker *tracker) {
     if (tracker->mode == SNAP_TRACK_SYNC) {
@@ -108,7 +98,7 @@ static int async_add(SnapTracker *tracker, SnapTracked *tracked, uint64_t start,
     if (result < 0) {
         return result;
     }
-    tracked->area = snap_area_new(copy_region(tracked->region));
+    tracked->area = snap_area_new(snap_region_copy(tracked->region));
     if (tracker->watch_drops) {
         snap_async_watch_drops(&tracker->async, tracked->area);
     }
@@ -154,7 +144,7 @@ static int check_mapped(const SnapTracker *tracker, uint64_t start, uint64_t end
 /* Return: 0; -ENOENT, it has gone; -EINVAL, it had gone, and is back, or cannot be logged; or another -errno. */
 static int sync_register(SnapTracker *tracker, SnapTracked *tracked) {
     g_autoptr(GError) error = NULL;
-    if (!snap_sync_add(tracker->sync, copy_region(tracked->region), false, &error)) {
+    if (!snap_sync_add(tracker->sync, snap_region_copy(tracked->region), false, &error)) {
         return error->code == SNAP_ERROR_REFUSED         ? -EBUSY
                : error->code == SNAP_ERROR_NOT_SUPPORTED ? -EINVAL
                : error->code == SNAP_ERROR_GUEST_GONE    ? -ESRCH

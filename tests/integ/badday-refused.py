@@ -11,6 +11,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import badday  # pylint: disable=wrong-import-position
 import cases  # pylint: disable=wrong-import-position
+import children  # pylint: disable=wrong-import-position
 
 BUILD = sys.argv[1]
 NOBODY = 65534
@@ -45,6 +46,34 @@ def refuse(guest, image, *words, options=()):
     assert badday.descriptors(guest.pid) == guest.descriptors_before
     badday.check_no_process_left(BUILD)
     return line
+
+
+# Has 60 shared memories of 64 KiB, each from a memfd of its own.
+SHARING_GUEST = """
+import mmap, os, time
+maps = []
+for i in range(60):
+    fd = os.memfd_create("one")
+    os.ftruncate(fd, 1 << 16)
+    maps.append(mmap.mmap(fd, 1 << 16))
+    maps[-1].write(b"x" * (1 << 16))
+    os.close(fd)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def too_few_descriptors_are_told(folder):
+    """One for each shared memory, to read it by."""
+    child = children.start([sys.executable, "-c", SHARING_GUEST], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline().startswith("ready")
+    for limit in (24, 40, 60, 80, 100):
+        result = subprocess.run(["prlimit", f"--nofile={limit}", f"{BUILD}/tools/vmsnap", "save", "--pid", str(child.pid),
+                                 f"{folder}/image"], capture_output=True, text=True, timeout=20, check=False)
+        badday.check_refused(result, "open files")
+        badday.check_incomplete(BUILD, f"{folder}/image")
+        assert not badday.troubles(child.pid)
+    assert child.poll() is None
 
 
 # ---- who may not ---------------------------------------------------------------------------------------------

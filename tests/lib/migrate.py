@@ -134,8 +134,9 @@ class Vm(children.Child):
         badday.wait_until(lambda: self.threads() == threads, seconds, f"no other threads than {threads}")
 
     def memory_bytes(self):
-        """What it has in memory, shared or not."""
-        return int(re.search(r"^VmRSS:\s+(\d+)", badday.read_proc(self.pid, "status"), re.MULTILINE).group(1)) << 10
+        """What it has in memory, shared or not; 0 when it has ended."""
+        found = re.search(r"^VmRSS:\s+(\d+)", badday.read_proc(self.pid, "status"), re.MULTILINE)
+        return int(found.group(1)) << 10 if found else 0
 
     # ---- the guest ----
 

@@ -11,7 +11,7 @@ import sys
 CASE = re.compile(r"^\[\s+(OK|FAILED|SKIPPED)\s+\] (\w+)\s*$", re.MULTILINE)
 RUN = re.compile(r"^\[ RUN\s+\] (\w+)\s*$")
 RESULT = re.compile(r"\[\s+(OK|FAILED|SKIPPED|ERROR)\s+\] (\w+)\s*$")  # perhaps behind what the case left unended
-SAYS_WHY = re.compile(r"\[\s+(?:RUN|FAILED|ERROR|LINE)\s+\]|[\w.]+(?:Error|Refused|Closed|Expired): |  at \w")
+SAYS_WHY = re.compile(r"\[\s+(?:RUN|FAILED|ERROR|LINE)\s+\]|[\w.]+(?:Error|Refused|Closed|Expired): |  at \w|.*\bWRONG\b")
 LINES_SHOWN = 60       # of a test that failed
 TAIL_SHOWN = 40        # of one without cases
 CASE_LINES_MIN = 6     # of each case, when many failed

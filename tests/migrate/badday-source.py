@@ -196,7 +196,7 @@ class Taker:
         path = f"{self.folder}/in-{self.number}"
         try:
             self.vm.command("migrate-incoming", uri=f"unix:{path}")
-        except qmpd.Refused:  # it is about to end
+        except (qmpd.Refused, qmpd.Closed, BrokenPipeError, ConnectionResetError):  # it is about to end, or has ended
             self._check_end()
             return self.listen()
         return path

@@ -2,6 +2,8 @@
 #include "image-fixture.h"
 #include "region.h"
 
+#include <sys/resource.h>
+
 static void memory_name_every_kind_is_named(void **state) {
     (void)state;
     for (int memory = 0; memory < SNAP_MEMORY_MAX; memory++)
@@ -30,6 +32,41 @@ static void region_free_closes_its_descriptor(void **state) {
     snap_region_free(region);
     assert_int_equal(fcntl(fd, F_GETFD), -1);
     snap_region_free(NULL);
+}
+
+static void region_copy_has_all_of_its_own(void **state) {
+    (void)state;
+    SnapRegion *region = snap_region_new("ram", SNAP_MEMORY_HUGETLB, 0x200000, 0x400000);
+    region->fd = dup(STDERR_FILENO);
+    region->refusal = g_strdup("because");
+    region->guest_address = 0x1000;
+    region->granule_bytes = 0x200000;
+    region->fd_offset = 0x3000;
+    g_autoptr(SnapRegion) copy = snap_region_copy(region);
+    assert_true(copy->fd >= 0 && copy->fd != region->fd);
+    assert_int_equal(fcntl(copy->fd, F_GETFD), FD_CLOEXEC);
+    assert_true(snap_region_is_same(region, copy));
+    snap_region_free(region);
+    assert_string_equal(copy->name, "ram");
+    assert_string_equal(copy->refusal, "because");
+    assert_int_equal(copy->length_bytes, 0x400000);
+    assert_int_equal(copy->guest_address, 0x1000);
+    assert_int_equal(copy->granule_bytes, 0x200000);
+    assert_int_equal(copy->fd_offset, 0x3000);
+}
+
+static void region_copy_without_a_descriptor_left_is_refused(void **state) {
+    (void)state;
+    g_autoptr(SnapRegion) region = snap_region_new("ram", SNAP_MEMORY_SHMEM, 0, 0x1000);
+    region->fd = dup(STDERR_FILENO);
+    struct rlimit limit, none;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    none = (struct rlimit){0, limit.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    g_autoptr(SnapRegion) copy = snap_region_copy(region);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_int_equal(copy->fd, -1);
+    assert_non_null(strstr(copy->refusal, "ulimit -n"));
 }
 
 static int new_file(void) {
@@ -84,6 +121,8 @@ int main(void) {
         cmocka_unit_test(memory_name_every_kind_is_named),
         cmocka_unit_test(region_new_has_this_machines_page),
         cmocka_unit_test(region_free_closes_its_descriptor),
+        cmocka_unit_test(region_copy_has_all_of_its_own),
+        cmocka_unit_test(region_copy_without_a_descriptor_left_is_refused),
         cmocka_unit_test(region_listed_again_is_the_same_whatever_its_length),
         cmocka_unit_test(region_elsewhere_of_another_kind_or_file_is_another),
         cmocka_unit_test(state_new_takes_its_data),

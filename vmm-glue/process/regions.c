@@ -182,13 +182,13 @@ static GArray *cut_at_borders(const GPtrArray *known, const ProcMaps *maps) {
 
 /* ---- regions ---------------------------------------------------------------------------------------------- */
 
-static SnapRegion *copy_region(const SnapRegion *region, const char *name, uint64_t start, uint64_t end) {
-    SnapRegion *copy = snap_region_new(name, region->memory, start, end - start);
-    copy->refusal = g_strdup(region->refusal);
-    copy->page_bytes = region->page_bytes;
-    copy->granule_bytes = region->granule_bytes;
-    copy->fd = region->fd >= 0 ? fcntl(region->fd, F_DUPFD_CLOEXEC, 0) : -1;
-    copy->fd_offset = region->fd_offset + (start - region->host_address);
+static SnapRegion *copy_part(const SnapRegion *region, const char *name, uint64_t start, uint64_t end) {
+    SnapRegion *copy = snap_region_copy(region);
+    g_free(copy->name);
+    copy->name = g_strdup(name);
+    copy->host_address = start;
+    copy->length_bytes = end - start;
+    copy->fd_offset += start - region->host_address;
     return copy;
 }
 
@@ -200,10 +200,10 @@ static SnapRegion *region_of_part(const Mapping *mapping, const SnapRegion *regi
         return NULL;
     }
     if (from == region->host_address) {
-        return copy_region(region, region->name, from, to);
+        return copy_part(region, region->name, from, to);
     }
     g_autofree char *name = g_strdup_printf("%s@%lx", mapping->label, from);
-    return copy_region(region, name, from, to);
+    return copy_part(region, name, from, to);
 }
 
 static SnapRegion *region_of_piece(const Regions *regions, const Mapping *mapping, uint64_t start, uint64_t end) {

@@ -41,7 +41,11 @@ char **target_stat_fields(int pid, pid_t tid) {
 
 gboolean target_has_ended(int pid, pid_t tid) {
     g_auto(GStrv) fields = target_stat_fields(pid, tid);
-    return !fields[0] || strchr("ZX", fields[0][0]);
+    if (fields[0]) {
+        return strchr("ZX", fields[0][0]) != NULL;
+    }
+    g_autofree char *path = g_strdup_printf("/proc/%d/task/%d", pid, (int)tid);
+    return access(path, F_OK) < 0; /* it takes a descriptor to read, and none to look whether it is there */
 }
 
 char *target_identity(int pid) {
@@ -152,7 +156,8 @@ gboolean target_check(int pid, GError **error) {
 
 GArray *target_threads(int pid, GError **error) {
     g_autofree char *path = g_strdup_printf("/proc/%d/task", pid);
-    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
+    g_autoptr(GError) open_error = NULL;
+    g_autoptr(GDir) dir = g_dir_open(path, 0, &open_error);
     g_autoptr(GArray) threads = g_array_new(FALSE, FALSE, sizeof(pid_t));
     const char *name = NULL;
     while (dir && (name = g_dir_read_name(dir))) {
@@ -162,6 +167,12 @@ GArray *target_threads(int pid, GError **error) {
         } else {
             g_array_append_val(threads, tid);
         }
+    }
+    if (g_error_matches(open_error, G_FILE_ERROR, G_FILE_ERROR_MFILE) ||
+        g_error_matches(open_error, G_FILE_ERROR, G_FILE_ERROR_NFILE)) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_IO, "process %d: its threads cannot be listed: %s", pid,
+                    open_error->message);
+        return NULL;
     }
     if (threads->len == 0) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "process %d has ended", pid);

@@ -174,17 +174,21 @@ static gboolean list_running(QemuGuest *guest, GPtrArray *regions, GError **erro
         !read_machine(guest, error))
         return FALSE;
     guest->inventory = inventory_new(guest->qmp, guest->pid, error);
-    if (!guest->inventory || !inventory_append(guest->inventory, regions, error))
+    if (!guest->inventory)
         return FALSE;
+    inventory_append(guest->inventory, regions);
     preflight_regions(guest->pid, regions);
     return TRUE;
 }
 
 static gboolean list_regions(void *opaque, gboolean paused, GPtrArray *regions, GError **error) {
     QemuGuest *guest = opaque;
-    if (paused)
-        return inventory_update(guest->inventory, guest->qmp, error) &&
-               inventory_append(guest->inventory, regions, error);
+    if (paused) {
+        if (!inventory_update(guest->inventory, guest->qmp, error))
+            return FALSE;
+        inventory_append(guest->inventory, regions);
+        return TRUE;
+    }
     if (!begin_turn(guest, error))
         return FALSE;
     gboolean ok = list_running(guest, regions, error);

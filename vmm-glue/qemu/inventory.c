@@ -191,25 +191,11 @@ gboolean inventory_update(Inventory *inventory, Qmp *qmp, GError **error) {
     return TRUE;
 }
 
-gboolean inventory_append(const Inventory *inventory, GPtrArray *regions, GError **error) {
+void inventory_append(const Inventory *inventory, GPtrArray *regions) {
     for (guint i = 0; i < inventory->regions->len; i++) {
-        const SnapRegion *from = g_ptr_array_index(inventory->regions, i);
-        if (!from)
-            continue;
-        SnapRegion *region = snap_region_new(from->name, from->memory, from->host_address, from->length_bytes);
-        g_ptr_array_add(regions, region);
-        region->refusal = g_strdup(from->refusal);
-        region->guest_address = from->guest_address;
-        region->page_bytes = from->page_bytes;
-        region->granule_bytes = from->granule_bytes;
-        region->fd_offset = from->fd_offset;
-        if (from->fd < 0)
-            continue;
-        region->fd = fcntl(from->fd, F_DUPFD_CLOEXEC, 0);
-        if (region->fd < 0) {
-            snap_set_errno(error, errno, "RAM block %s", from->name);
-            return FALSE;
+        const SnapRegion *region = g_ptr_array_index(inventory->regions, i);
+        if (region) {
+            g_ptr_array_add(regions, snap_region_copy(region));
         }
     }
-    return TRUE;
 }

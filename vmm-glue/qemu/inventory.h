@@ -32,4 +32,4 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Inventory, inventory_free)
 gboolean inventory_update(Inventory *inventory, Qmp *qmp, GError **error);
 
 /** inventory_append: append copies of all regions to @regions. */
-gboolean inventory_append(const Inventory *inventory, GPtrArray *regions, GError **error);
+void inventory_append(const Inventory *inventory, GPtrArray *regions);
