@@ -68,8 +68,8 @@ def too_few_descriptors_are_told(folder):
     child = children.start([sys.executable, "-c", SHARING_GUEST], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline().startswith("ready")
     for limit in (24, 40, 60, 80, 100):
-        result = subprocess.run(["prlimit", f"--nofile={limit}", f"{BUILD}/tools/vmsnap", "save", "--pid", str(child.pid),
-                                 f"{folder}/image"], capture_output=True, text=True, timeout=20, check=False)
+        command = ["prlimit", f"--nofile={limit}", f"{BUILD}/tools/vmsnap", "save", "--pid", str(child.pid)]
+        result = subprocess.run([*command, f"{folder}/image"], capture_output=True, text=True, timeout=20, check=False)
         badday.check_refused(result, "open files")
         badday.check_incomplete(BUILD, f"{folder}/image")
         assert not badday.troubles(child.pid)
