@@ -36,9 +36,11 @@ static gboolean range_error(GError **error, int result, const SnapRegion *region
                                              : snap_error_from_errno(-result);
     const char *why = result == -EBUSY ? "another userfaultfd already watches it; leave it out with --region, or "
                                          "end the other one"
-                      : result == -EINVAL ? "userfaultfd cannot write-protect this kind of mapping"
-                      : result == -ESRCH  ? "the guest ended"
-                                          : g_strerror(-result);
+                      : result == -EINVAL
+                          ? "userfaultfd cannot write-protect this kind of mapping (MAP_DROPPABLE?); leave "
+                            "it out with --region"
+                      : result == -ESRCH ? "the guest ended"
+                                         : g_strerror(-result);
     g_set_error(error, SNAP_ERROR, (gint)code, "region %s: cannot %s: %s", region->name, what, why);
     return FALSE;
 }

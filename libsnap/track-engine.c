@@ -3,7 +3,8 @@
  * first write of every page (track-sync.h in LOG), for kernels before 6.7.
  *
  * The sync engine reports whole blocks of what one page table maps when they come up, holes included, and cannot
- * protect mappings of ordinary files: those are dirty as a whole in every collection.
+ * protect mappings of ordinary files; neither can protect droppable memory. Those are dirty as a whole in every
+ * collection, and have no area.
  */
 #include "track.h"
 
@@ -31,6 +32,14 @@ void snap_engine_spare(SnapTracker *tracker) {
         snap_guest_list_spared(tracker->guest, FALSE, addresses);
         snap_spared_add(tracker->sync, addresses);
     }
+}
+
+/*
+ * Anonymous memory that is mapped and cannot be protected: the kernel may drop its pages at any moment
+ * (MAP_DROPPABLE, Linux 6.11; glibc 2.41 has a few pages of it for getrandom).
+ */
+static bool is_droppable(const SnapTracked *tracked) {
+    return tracked->region->memory == SNAP_MEMORY_ANON;
 }
 
 /* ---- async ----------------------------------------------------------------------------------------------- */
@@ -75,6 +84,10 @@ static void report_async(void *opaque, uint64_t start, uint64_t end) {
 
 static int async_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end,
                       SnapAddressFunc func, void *opaque) {
+    if (!tracked->area) {
+        func(opaque, start, end);
+        return 0;
+    }
     uint64_t base = tracked->region->host_address, next = 0;
     Report report = {.base = base, .func = func, .opaque = opaque};
     return snap_async_collect(&tracker->async, tracked->area, start - base, end - base, SNAP_COLLECT_CLEAR, 0,
@@ -95,6 +108,9 @@ static int async_register(SnapTracker *tracker, uint64_t start, uint64_t end) {
 
 static int async_add(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, uint64_t end, SnapTake take) {
     int result = async_register(tracker, start, end);
+    if (result == -EINVAL && is_droppable(tracked)) {
+        return 0;
+    }
     if (result < 0) {
         return result;
     }
@@ -168,6 +184,9 @@ static int sync_add(SnapTracker *tracker, SnapTracked *tracked, uint64_t start, 
     int result = -EINVAL;
     for (int i = 0; i < REGISTER_TRIES && result == -EINVAL; i++) {
         result = sync_register(tracker, tracked);
+    }
+    if (result == -EINVAL && is_droppable(tracked)) {
+        return 0;
     }
     if (result == 0 && take == SNAP_TAKE_CLEAN) {
         snap_area_wipe(tracked->area);

@@ -11,7 +11,8 @@ static const struct {
 
 typedef struct {
     QapiEventRate *rate;
-    char *key;
+    char *key;         /* event and target */
+    char *target;      /* "" without one */
     json_object *held; /* (nullable) */
     GSource *timer;
 } Slot;
@@ -33,6 +34,7 @@ static void slot_free(gpointer data) {
     g_source_unref(slot->timer);
     json_object_put(slot->held);
     g_free(slot->key);
+    g_free(slot->target);
     g_free(slot);
 }
 
@@ -72,10 +74,11 @@ static gboolean on_period(gpointer data) {
     return held ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
 }
 
-static void begin_period(QapiEventRate *rate, char *key, guint period_ms) {
+static void begin_period(QapiEventRate *rate, char *key, const char *target, guint period_ms) {
     Slot *slot = g_new0(Slot, 1);
     slot->rate = rate;
     slot->key = key;
+    slot->target = g_strdup(target);
     slot->timer = g_timeout_source_new(period_ms);
     g_source_set_callback(slot->timer, on_period, slot, NULL);
     g_hash_table_insert(rate->slots, key, slot);
@@ -87,16 +90,33 @@ static const char *get_string(json_object *object, const char *name) {
     return json_object_object_get_ex(object, name, &value) ? json_object_get_string(value) : "";
 }
 
+/* What was held back of @target goes out now, so that nothing overtakes it. */
+static void send_held(const QapiEventRate *rate, const char *target) {
+    GHashTableIter iter;
+    gpointer value = NULL;
+    g_hash_table_iter_init(&iter, rate->slots);
+    while (g_hash_table_iter_next(&iter, NULL, &value)) {
+        Slot *slot = value;
+        if (slot->held && g_str_equal(slot->target, target)) {
+            json_object *held = g_steal_pointer(&slot->held);
+            rate->send(held, rate->opaque);
+            json_object_put(held);
+        }
+    }
+}
+
 void qapi_event_rate_put(QapiEventRate *rate, json_object *event) {
     json_object *data = NULL;
     const char *name = get_string(event, "event");
     guint period_ms = period_of(name);
+    json_object_object_get_ex(event, "data", &data);
+    const char *target = get_string(data, "target");
     if (period_ms == 0) {
+        send_held(rate, target);
         rate->send(event, rate->opaque);
         return;
     }
-    json_object_object_get_ex(event, "data", &data);
-    g_autofree char *key = g_strdup_printf("%s %s", name, get_string(data, "target"));
+    g_autofree char *key = g_strdup_printf("%s %s", name, target);
     Slot *slot = g_hash_table_lookup(rate->slots, key);
     if (slot) {
         json_object_put(slot->held);
@@ -104,5 +124,5 @@ void qapi_event_rate_put(QapiEventRate *rate, json_object *event) {
         return;
     }
     rate->send(event, rate->opaque);
-    begin_period(rate, g_steal_pointer(&key), period_ms);
+    begin_period(rate, g_steal_pointer(&key), target, period_ms);
 }

@@ -2,8 +2,8 @@
  * How often an event may come.
  *
  * Some events tell of something that goes on changing, and only the last matters. As in QEMU the first of them
- * goes out at once; those that follow within the period replace one another, and the last goes out at its end. All
- * others pass through.
+ * goes out at once; those that follow within the period replace one another, and the last goes out at its end, or
+ * before the next other event of the same guest: order is kept. All others pass through.
  */
 #pragma once
 

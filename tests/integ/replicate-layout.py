@@ -23,6 +23,7 @@ BASE = 0x100000000000
 REGION = "*@10000*"       # what is mapped near BASE
 PAGE = mmap.PAGESIZE
 MIB = 1 << 20
+MAP_DROPPABLE = 8
 
 # ---- the guest -----------------------------------------------------------------------------------------------
 
@@ -35,6 +36,7 @@ def serve():
     private, fixed = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 0x10
     actions = {
         "map": lambda at, n: libc.mmap(address(at), size(n), 3, private | fixed, -1, size(0)) == at,
+        "droppable": lambda at, n: libc.mmap(address(at), size(n), 3, MAP_DROPPABLE | 0x30, -1, size(0)) == at,
         "unmap": lambda at, n: libc.munmap(address(at), size(n)) == 0,
         "put": lambda at, n, byte: ctypes.memset(at, byte, n),
         "move": lambda at, n, to: libc.mremap(address(at), size(n), size(n), 3, address(to)) == to,
@@ -164,6 +166,24 @@ class Replicated:
 
 
 # ---- cases ---------------------------------------------------------------------------------------------------
+
+
+def droppable_memory_is_sent_whole_each_time(folder):
+    """Nobody can protect it, and the C library has some."""
+    with Replicated(folder) as r:
+        try:
+            r.guest.do("droppable", BASE, 16 * PAGE)
+        except AssertionError as error:
+            raise cases.Skip(f"skip: this kernel has no MAP_DROPPABLE (Linux 6.11): {error}") from error
+        r.guest.do("put", BASE, 16 * PAGE, 0x11)
+        r.start()
+        r.see([(BASE, 16 * PAGE, 0x11)])
+        r.guest.do("put", BASE + 3 * PAGE, PAGE, 0x22)
+        r.see([(BASE, 3 * PAGE, 0x11), (BASE + 3 * PAGE, PAGE, 0x22), (BASE + 4 * PAGE, PAGE, 0x11)])
+        r.guest.do("unmap", BASE, 16 * PAGE)
+        r.guest.fill(BASE, 16 * PAGE, 0x33)
+        r.see([(BASE, 16 * PAGE, 0x33)])
+        r.end()
 
 
 def region_mapped_anew_hides_what_was_there(folder):

@@ -3,13 +3,17 @@
 
     track.py BUILD [WORD...]      only the cases whose name holds one of these words
 """
+import fcntl
 import json
 import mmap
 import os
 import re
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -123,25 +127,42 @@ def memguest(kind, **options):
     return guest
 
 
+def bytes_in_pipe(pipe):
+    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+
+
 class Track:
     """A `vmsnap track --json` under way; @rounds are the objects that have come."""
 
     def __init__(self, target, *options, on_round=None, **popen):
         self.rounds, self._on_round = [], on_round
         self._came = threading.Condition()
+        self._text, self._n_read, self._n_done = b"", 0, 0  # in bytes: taken from the pipe, and understood
         command = [f"{BUILD}/tools/vmsnap", "track", *target, "--json", *map(str, options)]
-        self.process = children.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+        self.process = children.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, **popen)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    def _take(self):
+        """What the pipe holds; FALSE at its end."""
+        select.select([self.process.stdout], [], [])
+        with self._came:
+            part = self.process.stdout.read(1 << 16)
+            self._text += part
+            self._n_read += len(part)
+        return bool(part)
+
     def _read(self):
-        for line in self.process.stdout:
-            found = json.loads(line)
-            if self._on_round:
-                self._on_round(found)
-            with self._came:
-                self.rounds.append(found)
-                self._came.notify_all()
+        while self._take():
+            *lines, self._text = self._text.split(b"\n")
+            for line in lines:
+                found = json.loads(line)
+                if self._on_round:
+                    self._on_round(found)
+                with self._came:
+                    self.rounds.append(found)
+                    self._n_done += len(line) + 1
+                    self._came.notify_all()
         with self._came:
             self._came.notify_all()
 
@@ -154,9 +175,13 @@ class Track:
 
     def settle(self):
         """Until what was written before is reported: the next round may have begun already, the one behind has not.
+        What is on its way to us counts for nothing: on a busy machine that is several rounds.
 
         Return: how many rounds there are.
         """
+        with self._came:
+            on_the_way = self._n_read + bytes_in_pipe(self.process.stdout)
+            assert self._came.wait_for(lambda: self._n_done >= on_the_way or not self._reader.is_alive(), 20), on_the_way
         self.wait_rounds(len(self.rounds) + 2)
         return len(self.rounds)
 
@@ -176,7 +201,7 @@ class Track:
             self.process.send_signal(number)
         self.process.wait(seconds)
         self._reader.join(seconds)
-        complaint = self.process.stderr.read()
+        complaint = self.process.stderr.read().decode()
         children.stop(self.process)
         return self.process.returncode, complaint
 
@@ -241,7 +266,9 @@ def check_written_is_reported(kind, log_name):
             written = {page // huge for page in range(first, first + count * step, step)}
             wanted = {page * huge + i for page in written for i in range(huge)}
             assert log.pages(guest, mark) == wanted, (first, count, step, len(log.pages(guest, mark)), len(wanted))
-            assert sum(entry["dirty-pages"] for entry in log.rounds[mark:]) == len(wanted)
+            told = [entry["dirty-pages"] for entry in log.rounds[mark:] if entry["dirty-pages"]]
+            # A write that a round comes upon in its midst may be told twice.
+            assert len(wanted) <= sum(told) < len(wanted) + huge * len(told), (told, len(wanted))
         assert {entry["log"] for entry in log.rounds} == {log_name}
         assert {entry["pages-total"] for entry in log.rounds} == {guest.length // PAGE}
         log.check_interrupted()
@@ -290,6 +317,33 @@ def mapping_that_is_new_is_reported(_folder):
         check_new_mapping(log_name)
 
 
+DROPPABLE = """
+import mmap, time
+try:
+    memory = mmap.mmap(-1, 16 * mmap.PAGESIZE, flags=8)
+except OSError as error:
+    raise SystemExit(f"this kernel has no MAP_DROPPABLE (Linux 6.11): {error}")
+memory[0] = 1
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def droppable_memory_is_always_dirty(_folder):
+    """userfaultfd refuses it, and a C library may have some pages of it in every process."""
+    child = children.start([sys.executable, "-c", DROPPABLE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if child.stdout.readline() != "ready\n":
+        raise cases.Skip(f"skip: {child.stderr.read().strip()}")
+    for log_name in LOGS:
+        log = Track(["--pid", str(child.pid)], "--interval", 40, "--log", log_name)
+        mark = log.settle()
+        log.wait_rounds(mark + 3)
+        whole = [run for entry in log.rounds[mark:] for run in entry["ranges"] if run["length"] == 16 * PAGE]
+        assert len(whole) >= 3, (log_name, log.rounds[mark:])
+        log.check_interrupted()
+        assert not badday.troubles(child.pid)
+
+
 # ---- guests that write -------------------------------------------------------------------------------------------
 
 
@@ -299,7 +353,9 @@ def check_memguest_is_covered(kind, log_name):
         changed, reported = check_covers(log, guest, lambda: os.kill(guest.pid, signal.SIGSTOP),
                                          lambda: os.kill(guest.pid, signal.SIGCONT))
         if kind != "hugetlb":
-            assert len(reported - changed) <= 1, f"{len(reported)} pages reported, {len(changed)} written"
+            # A write that is under way when the guest is stopped, and on a busy machine some that were told late.
+            extra = len(reported - changed)
+            assert extra <= 1 + len(changed) // 50, f"{len(reported)} pages reported, {len(changed)} written"
         log.check_interrupted()
         guest.check_released()
         guest.check_no_errors()
@@ -338,16 +394,22 @@ def guest_of_known_rate_shows_that_rate(_folder):
     """Each write is to a page of its own, for a lap is longer than the test."""
     for log_name in LOGS:
         with memguest("anon", size="64M", rate=5000) as guest:
-            seen = []
-            log = Track(guest.target, "--interval", 200, "--rounds", 6, "--log", log_name, "--region", guest.region,
-                        on_round=lambda _, guest=guest, seen=seen: seen.append((guest.counter(), time.monotonic())))
-            log.wait_rounds(6)
-            assert log.end(None) == (0, "")
-            writes, elapsed = (b - a for a, b in zip(seen[0], seen[-1]))
-            pages = sum(entry["dirty-pages"] for entry in log.rounds[1:])
-            rates = [entry["rate-pages-per-second"] for entry in log.rounds[1:]]
-            assert 0.85 < pages / writes < 1.15, (pages, writes)
-            assert 0.85 < sum(rates) / len(rates) / (writes / elapsed) < 1.15, (rates, writes / elapsed)
+            os.kill(guest.pid, signal.SIGSTOP)
+            log = Track(guest.target, "--interval", 200, "--log", log_name, "--region", guest.region)
+            log.wait_rounds(1)
+            first, writes, begin = log.settle(), guest.counter(), time.monotonic()
+            os.kill(guest.pid, signal.SIGCONT)
+            log.wait_rounds(first + 6)
+            os.kill(guest.pid, signal.SIGSTOP)
+            elapsed = time.monotonic() - begin
+            rounds = log.rounds[first:log.settle()]
+            writes = guest.counter() - writes
+            pages = sum(entry["dirty-pages"] for entry in rounds)
+            assert 0.99 < pages / writes < 1.01, (log_name, pages, writes)
+            rates = [entry["rate-pages-per-second"] for entry in rounds[1:5]]
+            assert 0.6 < sum(rates) / len(rates) / (writes / elapsed) < 1.6, (log_name, rates, writes / elapsed)
+            log.check_interrupted()
+            os.kill(guest.pid, signal.SIGCONT)
 
 
 def qemu_guest_is_covered(folder):
