@@ -181,7 +181,8 @@ class Track:
         """
         with self._came:
             on_the_way = self._n_read + bytes_in_pipe(self.process.stdout)
-            assert self._came.wait_for(lambda: self._n_done >= on_the_way or not self._reader.is_alive(), 20), on_the_way
+            done = self._came.wait_for(lambda: self._n_done >= on_the_way or not self._reader.is_alive(), 20)
+            assert done, on_the_way
         self.wait_rounds(len(self.rounds) + 2)
         return len(self.rounds)
 
