@@ -89,6 +89,12 @@ void snap_guest_list_spared(const SnapGuest *guest, gboolean paused, GArray *add
     }
 }
 
+void snap_guest_list_unseen(const SnapGuest *guest, GArray *ranges) {
+    if (guest->ops->list_unseen) {
+        guest->ops->list_unseen(guest->opaque, ranges);
+    }
+}
+
 gboolean snap_guest_get_state(const SnapGuest *guest, GPtrArray *states, GError **error) {
     return !guest->ops->get_state || guest->ops->get_state(guest->opaque, states, error);
 }

@@ -33,4 +33,5 @@ void snap_guest_drop_log(SnapGuest *guest);
 /* Those of SnapGuestOps that may be left out. */
 int snap_guest_open_uffd(const SnapGuest *guest, GError **error);
 void snap_guest_list_spared(const SnapGuest *guest, gboolean paused, GArray *addresses);
+void snap_guest_list_unseen(const SnapGuest *guest, GArray *ranges);
 gboolean snap_guest_get_state(const SnapGuest *guest, GPtrArray *states, GError **error);

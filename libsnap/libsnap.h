@@ -110,6 +110,12 @@ const char *snap_memory_name(SnapMemory memory);
 
 #define SNAP_NO_ADDRESS UINT64_MAX
 
+/* Bytes in the guest's process. */
+typedef struct {
+    uint64_t address;
+    uint64_t length_bytes;
+} SnapRange;
+
 /* A run of guest memory that is one mapping in the guest's process and one file in the image. */
 typedef struct {
     char *name;    /* unique in the guest; any UTF-8 without NUL */
@@ -183,6 +189,12 @@ typedef struct {
      * @paused: between pause(STOP) and resume; else a look at the running guest, which misses what has just begun.
      */
     void (*list_spared)(void *opaque, gboolean paused, GArray *addresses);
+    /*
+     * (nullable) Append to @ranges (SnapRange) what is written past the page tables whenever it suits a device:
+     * buffers that are pinned for good. It is copied while the guest stands, page by page, and always dirty for
+     * logs, so it should be little. Called while the guest runs and between pause(STOP) and resume.
+     */
+    void (*list_unseen)(void *opaque, GArray *ranges);
     void (*free)(void *opaque); /* (nullable) */
 } SnapGuestOps;
 

@@ -189,10 +189,27 @@ static gboolean open_tracker(SnapSave *save, uint32_t pool_pages, GError **error
     return TRUE;
 }
 
+/* What is written past the page tables cannot be protected either. Return: how many pages it is. */
+static uint64_t list_unseen(const SnapSave *save, GArray *addresses) {
+    g_autoptr(GArray) ranges = g_array_new(FALSE, FALSE, sizeof(SnapRange));
+    snap_guest_list_unseen(save->guest, ranges);
+    for (guint i = 0; i < ranges->len; i++) {
+        SnapRange range = g_array_index(ranges, SnapRange, i);
+        uint64_t page_bytes = save->tracker->page_bytes, end = range.address + range.length_bytes;
+        for (uint64_t page = range.address / page_bytes * page_bytes; page < end; page += page_bytes) {
+            g_array_append_val(addresses, page);
+        }
+    }
+    return addresses->len;
+}
+
 /* Return: how long it took, in ns. */
 static uint64_t spare(SnapSave *save, gboolean paused) {
     uint64_t begin_ns = snap_now_ns();
     g_autoptr(GArray) addresses = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+    if (!paused || save->has_unseen) { /* the question takes a while */
+        save->has_unseen = list_unseen(save, addresses) > 0;
+    }
     snap_guest_list_spared(save->guest, paused, addresses);
     snap_spared_add(save->tracker, addresses);
     return snap_now_ns() - begin_ns;
@@ -210,6 +227,21 @@ static void spare_ahead(SnapSave *save) {
     }
 }
 
+/* It is copied in the pause, and there has to be room for it and for the guest's first writes. */
+static gboolean check_unseen(const SnapSave *save, uint32_t pool_pages, GError **error) {
+    g_autoptr(GArray) addresses = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+    uint64_t pages = list_unseen(save, addresses);
+    if (pages <= pool_pages / 2) {
+        return TRUE;
+    }
+    g_set_error(error, SNAP_ERROR, SNAP_ERROR_USAGE,
+                "%" G_GUINT64_FORMAT
+                " KiB of the guest are written past the page tables, and the buffer is too small to "
+                "hold them: give it more by --buffer",
+                (guint64)(pages * save->tracker->page_bytes >> 10));
+    return FALSE;
+}
+
 static gboolean prepare(SnapSave *save, GError **error) {
     g_autoptr(GPtrArray) regions = list_regions(save, FALSE, error);
     uint32_t pool_pages;
@@ -225,6 +257,9 @@ static gboolean prepare(SnapSave *save, GError **error) {
     save->tracker->keep = save->options.keep_log; /* the fault thread looks at it in SYNC only */
     g_ptr_array_sort(regions, by_length);
     spare_ahead(save);
+    if (!check_unseen(save, pool_pages, error)) {
+        return FALSE;
+    }
     if (!take_regions(save, regions, error)) {
         return FALSE;
     }

@@ -71,6 +71,7 @@ struct SnapSave {
     uint64_t count_faults_ns; /* when the fault thread's counts are fetched again */
     guint n_staging;
     uint64_t copied_bytes; /* in copied */
+    bool has_unseen;       /* something was written past the page tables when it was last looked */
     uint64_t spare_ns;     /* how long the last look for locks took */
     uint64_t eager_bytes;  /* regions up to this are copied in the pause: a loss in an earlier attempt taught it */
     uint64_t empty_pages;  /* of blocks that held nothing at the point: never armed, read or written */

@@ -34,6 +34,21 @@ void snap_engine_spare(SnapTracker *tracker) {
     }
 }
 
+static void share_all(SnapTracker *tracker, const GArray *ranges) {
+    for (guint i = 0; i < ranges->len; i++) {
+        SnapRange range = g_array_index(ranges, SnapRange, i);
+        snap_tracker_share(tracker, range.address, range.address + range.length_bytes);
+    }
+}
+
+/* What was unseen the last time too: it may have been written after that, and is seen since. */
+void snap_engine_mark_unseen(SnapTracker *tracker) {
+    share_all(tracker, tracker->unseen);
+    g_array_set_size(tracker->unseen, 0);
+    snap_guest_list_unseen(tracker->guest, tracker->unseen);
+    share_all(tracker, tracker->unseen);
+}
+
 /*
  * Anonymous memory that is mapped and cannot be protected: the kernel may drop its pages at any moment
  * (MAP_DROPPABLE, Linux 6.11; glibc 2.41 has a few pages of it for getrandom).

@@ -35,6 +35,7 @@ SnapTracker *snap_tracker_new(SnapGuest *guest, const char *region_glob) {
     tracker->glob = region_glob ? g_pattern_spec_new(region_glob) : NULL;
     tracker->areas = g_ptr_array_new_with_free_func((GDestroyNotify)snap_tracked_free);
     tracker->watches = g_ptr_array_new();
+    tracker->unseen = g_array_new(FALSE, FALSE, sizeof(SnapRange));
     tracker->alone = true;
     snap_lock_init(&tracker->lock);
     snap_guest_set_tracker(guest, tracker);
@@ -52,6 +53,7 @@ void snap_tracker_free(SnapTracker *tracker) {
     snap_unlock(&tracker->lock);
     g_ptr_array_unref(tracker->areas);
     g_ptr_array_unref(tracker->watches);
+    g_array_unref(tracker->unseen);
     g_clear_pointer(&tracker->glob, g_pattern_spec_free);
     g_free(tracker->region_glob);
     snap_lock_clear(&tracker->lock);

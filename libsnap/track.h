@@ -47,6 +47,7 @@ struct SnapTracker {
     bool round_due;     /* SYNC: nothing was protected again since this call began */
     GPtrArray *areas;   /* of SnapTracked, by address */
     GPtrArray *watches; /* of SnapWatch, borrowed */
+    GArray *unseen;     /* of SnapRange: what was written past the page tables when it was last asked */
     uint64_t n_taken;   /* areas ever taken up */
     uint64_t maps_hash; /* of the guest's /proc/PID/maps when regions were listed last */
 };
@@ -97,6 +98,9 @@ int snap_engine_pull(SnapTracker *tracker, SnapTracked *tracked, uint64_t start,
 
 /* What the kernel writes for the guest is not left protected (spared.h); called once areas are. */
 void snap_engine_spare(SnapTracker *tracker) SNAP_REQUIRES(tracker->lock);
+
+/* What is written past the page tables is dirty again. */
+void snap_engine_mark_unseen(SnapTracker *tracker) SNAP_REQUIRES(tracker->lock);
 
 /* Set @error for what an engine said about @region. Return: FALSE. */
 gboolean snap_engine_fail(int result, const SnapRegion *region, GError **error);

@@ -91,7 +91,11 @@ static gboolean begin(SnapTracker *tracker, GError **error) SNAP_REQUIRES(tracke
         return FALSE;
     }
     tracker->round_due = true;
-    return tracker->suspended || snap_regions_refresh(tracker, false, SNAP_TAKE_DIRTY, error);
+    if (!tracker->suspended && !snap_regions_refresh(tracker, false, SNAP_TAKE_DIRTY, error)) {
+        return FALSE;
+    }
+    snap_engine_mark_unseen(tracker);
+    return TRUE;
 }
 
 /* All areas; again from the start after the regions were listed anew, since they are in other places then. */
@@ -200,6 +204,7 @@ static gboolean pull_range(SnapTracker *tracker, const SnapWatch *watch, uint64_
     SNAP_REQUIRES(tracker->lock) {
     uint64_t end = watch->view.end;
     tracker->round_due = true;
+    snap_engine_mark_unseen(tracker);
     for (guint i = 0; i < tracker->areas->len && start < end; i++) {
         SnapTracked *tracked = snap_tracker_area(tracker, i);
         uint64_t stop = MIN(end, snap_tracked_end(tracked));

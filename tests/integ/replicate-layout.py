@@ -8,7 +8,6 @@ The process does as it is told, one thing at a time, at addresses of ours; nothi
 import ctypes
 import mmap
 import os
-import struct
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import badday  # noqa: E402
 import cases  # noqa: E402
 import children  # noqa: E402
+import cores  # noqa: E402
 import qmpd  # noqa: E402
 
 BUILD = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] != "--guest" else None
@@ -74,34 +74,6 @@ class Guest(children.Child):
         self.do("put", at, length, byte)
 
 
-# ---- its images ----------------------------------------------------------------------------------------------
-
-
-class Core:
-    """The memory in an image."""
-
-    def __init__(self, image):
-        path = f"{image}.core"
-        shown = badday.vmsnap(BUILD, "export", image, "--format", "elf", "-o", path)
-        assert shown.returncode == 0, shown
-        with open(path, "rb") as file:
-            self.data = file.read()
-        os.unlink(path)
-        offset, n = struct.unpack_from("<Q", self.data, 32)[0], struct.unpack_from("<H", self.data, 56)[0]
-        heads = (struct.unpack_from("<IIQQQQQQ", self.data, offset + i * 56) for i in range(n))
-        self.loads = [(address, place, in_file) for kind, _, place, address, _, in_file, _, _ in heads if kind == 1]
-
-    def read(self, address, length):
-        """Bytes; None for what is not mapped."""
-        out = b""
-        for start, place, in_file in sorted(self.loads):
-            if start <= address < start + in_file and length:
-                n = min(length, start + in_file - address)
-                out += self.data[place + address - start:place + address - start + n]
-                address, length = address + n, length - n
-        return None if length else out
-
-
 class Replicated:
     """A guest that is replicated, and its epochs."""
 
@@ -158,7 +130,7 @@ class Replicated:
             image = f"{self.folder}/chain/{epoch:06}"
             shown = badday.vmsnap(BUILD, "verify", image)
             assert shown.returncode == 0, shown
-            core = Core(image)
+            core = cores.Core(BUILD, image)
             for address, length, byte in parts:
                 found = core.read(address, length)
                 wanted = None if byte is None else bytes([byte]) * length

@@ -3,6 +3,17 @@
 
 #include <string.h>
 
+gboolean descriptor_writes_memory(const char *target) {
+    static const char *const devices[] = {"/dev/vfio/", "anon_inode:[vfio", "anon_inode:vfio",
+                                          "/dev/iommu", "/dev/vhost-vdpa",  "/dev/infiniband/uverbs"};
+    for (size_t i = 0; i < G_N_ELEMENTS(devices); i++) {
+        if (g_str_has_prefix(target, devices[i])) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
 Descriptors descriptors_look(int pid) {
     Descriptors found = {0};
     g_autofree char *path = g_strdup_printf("/proc/%d/fd", pid);
@@ -15,13 +26,13 @@ Descriptors descriptors_look(int pid) {
             continue;
         }
         found.userfaultfd |= strcmp(where, "anon_inode:[userfaultfd]") == 0;
-        if (!found.vfio && g_str_has_prefix(where, "/dev/vfio/")) {
-            found.vfio = g_steal_pointer(&where);
+        if (!found.device && descriptor_writes_memory(where)) {
+            found.device = g_steal_pointer(&where);
         }
     }
     return found;
 }
 
 void descriptors_clear(Descriptors *descriptors) {
-    g_clear_pointer(&descriptors->vfio, g_free);
+    g_clear_pointer(&descriptors->device, g_free);
 }

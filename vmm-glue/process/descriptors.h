@@ -8,9 +8,14 @@
 G_BEGIN_DECLS
 
 typedef struct {
-    char *vfio;           /* owned: path of an open /dev/vfio file; NULL when there is none */
+    char *device;         /* owned: an open one that writes memory by itself; NULL when there is none */
     gboolean userfaultfd; /* it has one open */
 } Descriptors;
+
+/** descriptor_writes_memory: whether it is a device that writes the memory of whoever has it open, past all page
+ * tables.
+ * @target: what the link in /proc/PID/fd says. */
+gboolean descriptor_writes_memory(const char *target);
 
 /** descriptors_look: a readlink for each descriptor of @pid. What cannot be read counts as nothing. */
 Descriptors descriptors_look(int pid);

@@ -34,7 +34,7 @@
 #include "target.h"
 #include "tracee.h"
 
-enum { XSTATE_MAX_BYTES = 1 << 14, PENDING_MAX = 8 };
+enum { XSTATE_MAX_BYTES = 1 << 14, PENDING_MAX = 8, TRACER_LOOKS = 50, TRACER_STEP_US = 1000 };
 #define DEATH_TIMEOUT_NS 1000000000
 #define DEATH_LOOK_NS 2000000 /* threads that run stop sooner than that */
 #define SIGNAL_SET_BYTES 8    /* the kernel's sigset_t */
@@ -87,20 +87,39 @@ static gboolean is_known(const Freeze *freeze, pid_t tid) {
     return FALSE;
 }
 
+/* 0 or errno. EPERM may be a tracer that is about to go, as who takes a snapshot too, or that the thread has
+ * ended. */
+static int attach(int pid, pid_t tid) {
+    int errnum = EPERM;
+    for (int i = 0; i < TRACER_LOOKS && errnum == EPERM; i++) {
+        if (i > 0) {
+            usleep(TRACER_STEP_US);
+        }
+        errnum = ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0 ? errno : 0;
+        if (errnum == EPERM && target_has_ended(pid, tid)) {
+            return ESRCH;
+        }
+    }
+    return errnum;
+}
+
 /* Take one more thread. FALSE with *error only when that makes the whole hopeless. */
 static gboolean seize(Freeze *freeze, pid_t tid, GError **error) {
     FreezeThread thread = {.tid = tid};
-    if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) == 0) {
+    int errnum = attach(freeze->pid, tid);
+    if (errnum == 0) {
         thread.seized = TRUE;
         thread.xstate = g_malloc(XSTATE_MAX_BYTES);
         g_array_append_val(freeze->threads, thread);
         return TRUE;
     }
-    int errnum = errno;
-    if (errnum == ESRCH || target_has_ended(freeze->pid, tid)) {
+    if (errnum == ESRCH) {
         thread.state = FREEZE_ENDED; /* also a main thread that ended before the others: it stays listed */
         g_array_append_val(freeze->threads, thread);
         return TRUE;
+    }
+    if (errnum == EPERM && !target_check_tracer(freeze->pid, error)) {
+        return FALSE;
     }
     g_autofree char *name = target_name(freeze->pid, tid);
     snap_set_errno(error, errnum, "cannot attach to thread %d (%s) of process %d by ptrace", (int)tid, name,

@@ -3,7 +3,7 @@
  *
  *     list_regions   regions.c          open_uffd   guard.c, inject.c
  *     pause, resume  freeze.c           get_state   state.c, notes.c
- *     list_spared    locks.c
+ *     list_spared    locks.c              list_unseen    rings.c
  *     stop, cont     job-control.c
  *
  * Failure modes: the process ends: GUEST_GONE from whatever comes next. It executes another program: its mappings
@@ -16,6 +16,7 @@
 #include "job-control.h"
 #include "locks.h"
 #include "regions.h"
+#include "rings.h"
 #include "state.h"
 #include "target.h"
 
@@ -110,6 +111,11 @@ static void list_spared(void *opaque, gboolean paused, GArray *addresses) {
     locks_of_stopped(threads, n_threads, &guest->seen, addresses);
 }
 
+static void list_unseen(void *opaque, GArray *ranges) {
+    ProcessGuest *guest = (ProcessGuest *)opaque;
+    (void)rings_find_buffers(guest->pid, ranges);
+}
+
 static void free_guest(void *opaque) {
     ProcessGuest *guest = (ProcessGuest *)opaque;
     freeze_free(guest->freeze);
@@ -129,6 +135,7 @@ static const SnapGuestOps operations = {
     .resume = resume_guest,
     .get_state = get_state,
     .list_spared = list_spared,
+    .list_unseen = list_unseen,
     .free = free_guest,
 };
 

@@ -24,6 +24,7 @@
 #include "descriptors.h"
 #include "kind.h"
 #include "maps.h"
+#include "rings.h"
 #include "target.h"
 
 struct Regions {
@@ -273,10 +274,10 @@ static GArray *read_flags(int pid) {
 
 static gboolean list_running(Regions *regions, gboolean watched, GPtrArray *list, GError **error) {
     g_auto(Descriptors) open_files = descriptors_look(regions->pid);
-    if (open_files.vfio) {
+    if (open_files.device) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
                     "process %d has %s open: a device writes its memory, which cannot be seen from here",
-                    regions->pid, open_files.vfio);
+                    regions->pid, open_files.device);
         return FALSE;
     }
     g_autoptr(ProcMaps) maps = NULL;
@@ -337,6 +338,44 @@ static gboolean list_paused(Regions *regions, GPtrArray *list, GError **error) {
     return TRUE;
 }
 
+/* ---- what is written past the page tables ------------------------------------------------------------------- */
+
+static void refuse_unseen(const SnapRange *range, uint64_t total, const GPtrArray *list) {
+    for (guint i = 0; i < list->len; i++) {
+        SnapRegion *region = g_ptr_array_index(list, i);
+        if (!region->refusal && range->address < region->host_address + region->length_bytes &&
+            region->host_address < range->address + range->length_bytes) {
+            region->refusal = g_strdup_printf(
+                "the process has registered buffers with io_uring, of which there is one in here, and "
+                "what is read into them is not seen: %" G_GUINT64_FORMAT
+                " KiB are more than the %" G_GUINT64_FORMAT
+                " that can be copied while it stands; leave it out with --region",
+                (guint64)(total >> 10), (guint64)(RINGS_BUFFERS_MAX_BYTES >> 10));
+        }
+    }
+}
+
+/* What is pinned, and is not the kernel's own as the pages of perf are, has to be found. */
+static gboolean check_pinned(const Regions *regions, const GPtrArray *list, GError **error) {
+    g_autoptr(GArray) ranges = g_array_new(FALSE, FALSE, sizeof(SnapRange));
+    uint64_t pinned = rings_find_buffers(regions->pid, ranges), total = 0;
+    if (pinned > 0 && ranges->len == 0 && !strstr(regions->text->str, "anon_inode:[perf_event]")) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
+                    "process %d has %" G_GUINT64_FORMAT
+                    " KiB of memory pinned for a device (VmPin in its /proc status), and it cannot be found out "
+                    "which: what is written there is not seen",
+                    regions->pid, (guint64)(pinned >> 10));
+        return FALSE;
+    }
+    for (guint i = 0; i < ranges->len; i++) {
+        total += g_array_index(ranges, SnapRange, i).length_bytes;
+    }
+    for (guint i = 0; i < ranges->len && total > RINGS_BUFFERS_MAX_BYTES; i++) {
+        refuse_unseen(&g_array_index(ranges, SnapRange, i), total, list);
+    }
+    return TRUE;
+}
+
 /* Of a process that ends meanwhile nothing can be found out, which is no reason to refuse it. */
 static gboolean check_lives(const Regions *regions, const GPtrArray *list, GError **error) {
     gboolean refused = FALSE;
@@ -354,6 +393,8 @@ gboolean regions_list(Regions *regions, gboolean paused, gboolean watched, GPtrA
     g_autoptr(GPtrArray) found = g_ptr_array_new();
     gboolean ok = paused && regions->known ? list_paused(regions, found, error)
                                            : list_running(regions, watched, found, error);
+    /* In the pause there is no time for it, and little can have been pinned since. */
+    ok = ok && (paused || check_pinned(regions, found, error));
     if (!ok || !check_lives(regions, found, error)) {
         g_ptr_array_set_free_func(found, (GDestroyNotify)snap_region_free);
         return FALSE;

@@ -33,7 +33,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Regions, regions_free)
  * regions_list: append SnapRegions to @list, in ascending order.
  * @paused: the process stands still; relate to the last listing with FALSE. Without one before, it is as FALSE.
  * @watched: this guest's memory is registered with a userfaultfd of ours: do not take that for another's.
- * Errors: REFUSED, a device writes its memory (VFIO); GUEST_GONE; PROTOCOL.
+ * Errors: REFUSED, a device writes its memory; GUEST_GONE; PROTOCOL.
  */
 gboolean regions_list(Regions *regions, gboolean paused, gboolean watched, GPtrArray *list, GError **error);
 

@@ -8,6 +8,7 @@
  */
 #include "preflight.h"
 
+#include "../process/descriptors.h"
 #include "../process/foreign.h"
 
 #include <dirent.h>
@@ -152,8 +153,6 @@ static gboolean check_disks(Qmp *qmp, QemuDisks disks, GError **error) {
 
 /* Devices passed through write guest memory by DMA, and QEMU leaves them out of its state without a word. */
 static gboolean check_descriptors(int pid, GError **error) {
-    static const char *const harmful[] = {"/dev/vfio/", "anon_inode:[vfio", "anon_inode:vfio", "/dev/iommu",
-                                          "/dev/vhost-vdpa"};
     g_autofree char *folder = g_strdup_printf("/proc/%d/fd", pid);
     g_autofree char *found = NULL;
     DIR *dir = opendir(folder);
@@ -168,8 +167,7 @@ static gboolean check_descriptors(int pid, GError **error) {
         if (length < 0)
             continue;
         target[length] = '\0';
-        for (guint i = 0; i < G_N_ELEMENTS(harmful) && !found; i++)
-            found = g_str_has_prefix(target, harmful[i]) ? g_strdup(target) : NULL;
+        found = descriptor_writes_memory(target) ? g_strdup(target) : NULL;
     }
     closedir(dir);
     if (found)
