@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "pagemap.h"
 #include "region.h"
 #include "spared.h"
 
@@ -93,20 +94,49 @@ static gboolean divide_buffer(SnapSave *save, GPtrArray *regions, guint *ret_sta
     return TRUE;
 }
 
+/* The next run of [from, end) of a region that may hold something: of anonymous memory, what is filled. */
+static bool next_filled(const SnapSave *save, const SnapRegion *region, uint64_t from, uint64_t *ret_start,
+                        uint64_t *ret_end) {
+    uint64_t base = region->host_address;
+    *ret_start = from;
+    *ret_end = region->length_bytes;
+    if (region->memory != SNAP_MEMORY_ANON || from >= region->length_bytes) {
+        return from < region->length_bytes;
+    }
+    struct page_region run;
+    int n = snap_pagemap_find(save->tracker->pagemap, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, base + from,
+                              base + region->length_bytes, &run);
+    if (n == 1) {
+        *ret_start = run.start - base;
+        *ret_end = run.end - base;
+    }
+    return n != 0; /* what cannot be asked may be filled */
+}
+
+static uint64_t filled_bytes(const SnapSave *save, const SnapRegion *region) {
+    uint64_t filled = 0, start = 0, end = 0;
+    while (filled <= EAGER_MAX_BYTES && next_filled(save, region, end, &start, &end)) {
+        filled += end - start;
+    }
+    return filled;
+}
+
 /*
  * Copied in the pause rather than swept: mappings that came up since the first listing, because what is young is
- * likely to be gone soon, and after a loss everything as small as what was lost. munmap() cannot be held up as a
- * write can.
+ * likely to be gone soon, and after a loss everything about as long as what was lost. munmap() cannot be held up as
+ * a write can. What counts is what they hold: the stack of a thread is long, and nearly empty.
  */
 static bool is_short_lived(const SnapSave *save, const SnapRegion *region, bool stands) {
-    uint64_t limit = MIN(MAX(stands ? YOUNG_BYTES : 0, save->eager_bytes), EAGER_MAX_BYTES);
-    return region->length_bytes <= limit && save->copied_bytes + region->length_bytes <= EAGER_MAX_BYTES;
+    uint64_t most = stands ? YOUNG_BYTES : 0;
+    most = region->length_bytes <= MIN(save->eager_bytes, EAGER_MAX_BYTES) ? EAGER_MAX_BYTES : most;
+    most = MIN(most, EAGER_MAX_BYTES - MIN(save->copied_bytes, EAGER_MAX_BYTES));
+    return most > 0 && region->length_bytes <= EAGER_MAX_BYTES && filled_bytes(save, region) <= most;
 }
 
 static void take_copy(SnapSave *save, SnapRegion *region) {
     CopiedRegion copy = {.region = region};
     g_array_append_val(save->copied, copy);
-    save->copied_bytes += region->length_bytes;
+    save->copied_bytes += filled_bytes(save, region);
 }
 
 static gboolean take_region(SnapSave *save, SnapRegion *region, bool stands, GError **error) {
@@ -355,21 +385,32 @@ static gboolean reconcile(SnapSave *save, GError **error) {
 }
 
 /* What cannot be read stays zero: a mapping behind the end of its file, which the guest cannot read either. */
-static int copy_region(const SnapMemoryReader *reader, const SnapRegion *region, uint8_t *data) {
-    int result = snap_memory_read(reader, region, 0, region->host_address, data, region->length_bytes);
-    for (uint64_t at = 0; at < region->length_bytes && result == -EFAULT; at += region->page_bytes) {
-        if (snap_memory_read(reader, region, at, region->host_address + at, data + at, region->page_bytes) < 0) {
+static int copy_run(const SnapMemoryReader *reader, const SnapRegion *region, uint64_t from, uint64_t end,
+                    uint8_t *data) {
+    uint64_t base = region->host_address;
+    int result = snap_memory_read(reader, region, from, base + from, data + from, end - from);
+    for (uint64_t at = from; at < end && result == -EFAULT; at += region->page_bytes) {
+        if (snap_memory_read(reader, region, at, base + at, data + at, region->page_bytes) < 0) {
             memset(data + at, 0, region->page_bytes);
         }
     }
     return result == -EFAULT ? 0 : result;
 }
 
+static int copy_region(const SnapSave *save, const SnapRegion *region, uint8_t *data) {
+    uint64_t start = 0, end = 0;
+    int result = 0;
+    while (result == 0 && next_filled(save, region, end, &start, &end)) {
+        result = copy_run(&save->tracker->reader, region, start, end, data);
+    }
+    return result;
+}
+
 static gboolean copy_regions(SnapSave *save, GError **error) {
     for (guint i = 0; i < save->copied->len; i++) {
         CopiedRegion *copy = &g_array_index(save->copied, CopiedRegion, i);
-        copy->data = g_malloc(copy->region->length_bytes);
-        int result = copy_region(&save->tracker->reader, copy->region, copy->data);
+        copy->data = g_malloc0(copy->region->length_bytes); /* costs what is put there */
+        int result = copy_region(save, copy->region, copy->data);
         if (result < 0) {
             snap_set_errno(error, -result, "region %s: cannot copy it", copy->region->name);
             return FALSE;

@@ -25,9 +25,11 @@
 
 enum {
     ATTEMPTS_MAX = 3,
+    EAGER_TIMES = 4, /* as long as what was lost: the same mapping may come in other lengths */
 };
 
 #define DEFAULT_BUFFER_BYTES (UINT64_C(64) << 20)
+#define EAGER_LEAST_BYTES (UINT64_C(1) << 20)
 
 void snap_save_set_phase(SnapSave *save, SnapSavePhase phase) {
     snap_lock(&save->lock);
@@ -85,7 +87,8 @@ static void begin_attempt(SnapSave *save) {
 /* The guest first: it is released before anything is removed from disk. */
 static void end_attempt(SnapSave *save) {
     if (save->tracker) {
-        save->eager_bytes = MAX(save->eager_bytes, snap_sync_lost_bytes(save->tracker));
+        uint64_t lost = snap_sync_lost_bytes(save->tracker);
+        save->eager_bytes = MAX(save->eager_bytes, lost ? MAX(EAGER_TIMES * lost, EAGER_LEAST_BYTES) : 0);
     }
     snap_sync_free(snap_save_steal_tracker(save));
     if (save->guest->tracker) {

@@ -27,6 +27,8 @@
 #include "rings.h"
 #include "target.h"
 
+enum { LISTINGS_MAX = 3 };
+
 struct Regions {
     int pid;
     int maps_fd;
@@ -376,32 +378,53 @@ static gboolean check_pinned(const Regions *regions, const GPtrArray *list, GErr
     return TRUE;
 }
 
-/* Of a process that ends meanwhile nothing can be found out, which is no reason to refuse it. */
-static gboolean check_lives(const Regions *regions, const GPtrArray *list, GError **error) {
-    gboolean refused = FALSE;
+/* ---- a listing --------------------------------------------------------------------------------------------- */
+
+static gboolean is_refused(const GPtrArray *list) {
     for (guint i = 0; i < list->len; i++) {
-        refused |= ((const SnapRegion *)g_ptr_array_index(list, i))->refusal != NULL;
+        if (((const SnapRegion *)g_ptr_array_index(list, i))->refusal) {
+            return TRUE;
+        }
     }
-    if (!refused || !target_has_ended(regions->pid, regions->pid)) {
-        return TRUE;
-    }
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "process %d has ended", regions->pid);
     return FALSE;
 }
 
-gboolean regions_list(Regions *regions, gboolean paused, gboolean watched, GPtrArray *list, GError **error) {
-    g_autoptr(GPtrArray) found = g_ptr_array_new();
-    gboolean ok = paused && regions->known ? list_paused(regions, found, error)
-                                           : list_running(regions, watched, found, error);
-    /* In the pause there is no time for it, and little can have been pinned since. */
-    ok = ok && (paused || check_pinned(regions, found, error));
-    if (!ok || !check_lives(regions, found, error)) {
-        g_ptr_array_set_free_func(found, (GDestroyNotify)snap_region_free);
+/*
+ * Of a process that ends or becomes another program meanwhile, and of a mapping that goes, nothing can be found
+ * out, which is no reason to refuse it. @ret_changed: its mappings are others than those that were looked at.
+ */
+static gboolean check_lives(const Regions *regions, gboolean *ret_changed, GError **error) {
+    g_autoptr(GString) now = g_string_new(NULL);
+    if (target_has_ended(regions->pid, regions->pid)) {
+        g_set_error(error, SNAP_ERROR, SNAP_ERROR_GUEST_GONE, "process %d has ended", regions->pid);
         return FALSE;
     }
-    refuse_big_copies(found);
-    for (guint i = 0; i < found->len; i++) {
-        g_ptr_array_add(list, g_ptr_array_index(found, i));
+    if (!maps_read_text(regions->maps_fd, now, error)) {
+        return FALSE;
     }
+    *ret_changed = !g_string_equal(now, regions->text);
     return TRUE;
+}
+
+static gboolean list_once(Regions *regions, gboolean paused, gboolean watched, GPtrArray *found, GError **error) {
+    if (paused && regions->known) {
+        return list_paused(regions, found, error); /* no time to look what is pinned; little can be new */
+    }
+    return list_running(regions, watched, found, error) && check_pinned(regions, found, error);
+}
+
+gboolean regions_list(Regions *regions, gboolean paused, gboolean watched, GPtrArray *list, GError **error) {
+    for (int i = 1;; i++) {
+        g_autoptr(GPtrArray) found = g_ptr_array_new_with_free_func((GDestroyNotify)snap_region_free);
+        gboolean changed = FALSE;
+        if (!list_once(regions, paused, watched, found, error) ||
+            (is_refused(found) && !check_lives(regions, &changed, error))) {
+            return FALSE;
+        }
+        if (!changed || i == LISTINGS_MAX) {
+            refuse_big_copies(found);
+            g_ptr_array_extend_and_steal(list, g_steal_pointer(&found));
+            return TRUE;
+        }
+    }
 }
