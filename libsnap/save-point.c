@@ -6,28 +6,16 @@
  */
 #include "save.h"
 
-#include <errno.h>
-#include <string.h>
-#include <unistd.h>
-
-#include "pagemap.h"
 #include "region.h"
-#include "spared.h"
 
 enum {
     PREARM_ROUNDS_MAX = 12,
     PREARM_FEW_PAGES = 64, /* so few that protecting them in the pause does not show */
     STAGING_MAX_CHUNKS = 64,
     STAGING_MIN_CHUNKS = 2,
-    SPARE_LOOKS = 16,
-    SPARE_STEP_US = 200,
 };
 
-#define SPARE_AHEAD_NS UINT64_C(10000000)
 #define SPARE_SHORT_NS UINT64_C(100000) /* a look that does not lengthen a round by much */
-
-#define YOUNG_BYTES (UINT64_C(1) << 20)
-#define EAGER_MAX_BYTES (UINT64_C(16) << 20)
 
 /* ---- regions --------------------------------------------------------------------------------------------- */
 
@@ -94,62 +82,17 @@ static gboolean divide_buffer(SnapSave *save, GPtrArray *regions, guint *ret_sta
     return TRUE;
 }
 
-/* The next run of [from, end) of a region that may hold something: of anonymous memory, what is filled. */
-static bool next_filled(const SnapSave *save, const SnapRegion *region, uint64_t from, uint64_t *ret_start,
-                        uint64_t *ret_end) {
-    uint64_t base = region->host_address;
-    *ret_start = from;
-    *ret_end = region->length_bytes;
-    if (region->memory != SNAP_MEMORY_ANON || from >= region->length_bytes) {
-        return from < region->length_bytes;
-    }
-    struct page_region run;
-    int n = snap_pagemap_find(save->tracker->pagemap, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, base + from,
-                              base + region->length_bytes, &run);
-    if (n == 1) {
-        *ret_start = run.start - base;
-        *ret_end = run.end - base;
-    }
-    return n != 0; /* what cannot be asked may be filled */
-}
-
-static uint64_t filled_bytes(const SnapSave *save, const SnapRegion *region) {
-    uint64_t filled = 0, start = 0, end = 0;
-    while (filled <= EAGER_MAX_BYTES && next_filled(save, region, end, &start, &end)) {
-        filled += end - start;
-    }
-    return filled;
-}
-
-/*
- * Copied in the pause rather than swept: mappings that came up since the first listing, because what is young is
- * likely to be gone soon, and after a loss everything about as long as what was lost. munmap() cannot be held up as
- * a write can. What counts is what they hold: the stack of a thread is long, and nearly empty.
- */
-static bool is_short_lived(const SnapSave *save, const SnapRegion *region, bool stands) {
-    uint64_t most = stands ? YOUNG_BYTES : 0;
-    most = region->length_bytes <= MIN(save->eager_bytes, EAGER_MAX_BYTES) ? EAGER_MAX_BYTES : most;
-    most = MIN(most, EAGER_MAX_BYTES - MIN(save->copied_bytes, EAGER_MAX_BYTES));
-    return most > 0 && region->length_bytes <= EAGER_MAX_BYTES && filled_bytes(save, region) <= most;
-}
-
-static void take_copy(SnapSave *save, SnapRegion *region) {
-    CopiedRegion copy = {.region = region};
-    g_array_append_val(save->copied, copy);
-    save->copied_bytes += filled_bytes(save, region);
-}
-
 static gboolean take_region(SnapSave *save, SnapRegion *region, bool stands, GError **error) {
     switch (region->memory) {
     case SNAP_MEMORY_FIXED:
         g_ptr_array_add(save->fixed, region);
         return TRUE;
     case SNAP_MEMORY_COPIED:
-        take_copy(save, region);
+        snap_save_take_copy(save, region);
         return TRUE;
     default:
-        if (is_short_lived(save, region, stands)) {
-            take_copy(save, region);
+        if (snap_save_is_short_lived(save, region, stands)) {
+            snap_save_take_copy(save, region);
             return TRUE;
         }
         return snap_sync_add(save->tracker, region, stands, error);
@@ -219,59 +162,6 @@ static gboolean open_tracker(SnapSave *save, uint32_t pool_pages, GError **error
     return TRUE;
 }
 
-/* What is written past the page tables cannot be protected either. Return: how many pages it is. */
-static uint64_t list_unseen(const SnapSave *save, GArray *addresses) {
-    g_autoptr(GArray) ranges = g_array_new(FALSE, FALSE, sizeof(SnapRange));
-    snap_guest_list_unseen(save->guest, ranges);
-    for (guint i = 0; i < ranges->len; i++) {
-        SnapRange range = g_array_index(ranges, SnapRange, i);
-        uint64_t page_bytes = save->tracker->page_bytes, end = range.address + range.length_bytes;
-        for (uint64_t page = range.address / page_bytes * page_bytes; page < end; page += page_bytes) {
-            g_array_append_val(addresses, page);
-        }
-    }
-    return addresses->len;
-}
-
-/* Return: how long it took, in ns. */
-static uint64_t spare(SnapSave *save, gboolean paused) {
-    uint64_t begin_ns = snap_now_ns();
-    g_autoptr(GArray) addresses = g_array_new(FALSE, FALSE, sizeof(uint64_t));
-    if (!paused || save->has_unseen) { /* the question takes a while */
-        save->has_unseen = list_unseen(save, addresses) > 0;
-    }
-    snap_guest_list_spared(save->guest, paused, addresses);
-    snap_spared_add(save->tracker, addresses);
-    return snap_now_ns() - begin_ns;
-}
-
-/*
- * A lock that is fought for has to be seen before it is first protected. One look finds somebody waiting for it in
- * one of some cases, so it is looked several times.
- */
-static void spare_ahead(SnapSave *save) {
-    uint64_t end_ns = snap_now_ns() + SPARE_AHEAD_NS;
-    for (int i = 0; i < SPARE_LOOKS && save->guest->ops->list_spared && snap_now_ns() < end_ns; i++) {
-        save->spare_ns = spare(save, FALSE);
-        usleep(SPARE_STEP_US);
-    }
-}
-
-/* It is copied in the pause, and there has to be room for it and for the guest's first writes. */
-static gboolean check_unseen(const SnapSave *save, uint32_t pool_pages, GError **error) {
-    g_autoptr(GArray) addresses = g_array_new(FALSE, FALSE, sizeof(uint64_t));
-    uint64_t pages = list_unseen(save, addresses);
-    if (pages <= pool_pages / 2) {
-        return TRUE;
-    }
-    g_set_error(error, SNAP_ERROR, SNAP_ERROR_USAGE,
-                "%" G_GUINT64_FORMAT
-                " KiB of the guest are written past the page tables, and the buffer is too small to "
-                "hold them: give it more by --buffer",
-                (guint64)(pages * save->tracker->page_bytes >> 10));
-    return FALSE;
-}
-
 static gboolean prepare(SnapSave *save, GError **error) {
     g_autoptr(GPtrArray) regions = list_regions(save, FALSE, error);
     uint32_t pool_pages;
@@ -286,14 +176,15 @@ static gboolean prepare(SnapSave *save, GError **error) {
     }
     save->tracker->keep = save->options.keep_log; /* the fault thread looks at it in SYNC only */
     g_ptr_array_sort(regions, by_length);
-    spare_ahead(save);
-    if (!check_unseen(save, pool_pages, error)) {
+    snap_save_spare_ahead(save);
+    if (!snap_save_check_unseen(save, pool_pages, error)) {
         return FALSE;
     }
     if (!take_regions(save, regions, error)) {
         return FALSE;
     }
-    save->spare_ns = spare(save, FALSE); /* who has begun to wait since: a signal would make it begin again */
+    save->spare_ns =
+        snap_save_spare(save, FALSE); /* who has begun to wait since: a signal would make it begin again */
     return TRUE;
 }
 
@@ -302,7 +193,7 @@ static gboolean prearm(SnapSave *save, GError **error) {
     uint64_t pages = UINT64_MAX;
     for (int i = 0; i < PREARM_ROUNDS_MAX && pages > PREARM_FEW_PAGES; i++) {
         if (save->spare_ns < SPARE_SHORT_NS) {
-            save->spare_ns = spare(save, FALSE);
+            save->spare_ns = snap_save_spare(save, FALSE);
         }
         if (!snap_save_go_on(save, error) || !snap_sync_round(save->tracker, &pages, error)) {
             return FALSE;
@@ -384,41 +275,6 @@ static gboolean reconcile(SnapSave *save, GError **error) {
     return TRUE;
 }
 
-/* What cannot be read stays zero: a mapping behind the end of its file, which the guest cannot read either. */
-static int copy_run(const SnapMemoryReader *reader, const SnapRegion *region, uint64_t from, uint64_t end,
-                    uint8_t *data) {
-    uint64_t base = region->host_address;
-    int result = snap_memory_read(reader, region, from, base + from, data + from, end - from);
-    for (uint64_t at = from; at < end && result == -EFAULT; at += region->page_bytes) {
-        if (snap_memory_read(reader, region, at, base + at, data + at, region->page_bytes) < 0) {
-            memset(data + at, 0, region->page_bytes);
-        }
-    }
-    return result == -EFAULT ? 0 : result;
-}
-
-static int copy_region(const SnapSave *save, const SnapRegion *region, uint8_t *data) {
-    uint64_t start = 0, end = 0;
-    int result = 0;
-    while (result == 0 && next_filled(save, region, end, &start, &end)) {
-        result = copy_run(&save->tracker->reader, region, start, end, data);
-    }
-    return result;
-}
-
-static gboolean copy_regions(SnapSave *save, GError **error) {
-    for (guint i = 0; i < save->copied->len; i++) {
-        CopiedRegion *copy = &g_array_index(save->copied, CopiedRegion, i);
-        copy->data = g_malloc0(copy->region->length_bytes); /* costs what is put there */
-        int result = copy_region(save, copy->region, copy->data);
-        if (result < 0) {
-            snap_set_errno(error, -result, "region %s: cannot copy it", copy->region->name);
-            return FALSE;
-        }
-    }
-    return TRUE;
-}
-
 static gboolean stop_and_take(SnapSave *save, GError **error) {
     const SnapGuest *guest = save->guest;
     /* To get ready takes a while, in which the guest has touched more than one round has to find in the pause. */
@@ -426,10 +282,11 @@ static gboolean stop_and_take(SnapSave *save, GError **error) {
         !guest->ops->pause(guest->opaque, SNAP_PAUSE_STOP, error)) {
         return FALSE;
     }
-    if (!reconcile(save, error) || !snap_sync_point(save->tracker, error) || !copy_regions(save, error)) {
+    if (!reconcile(save, error) || !snap_sync_point(save->tracker, error) ||
+        !snap_save_copy_regions(save, error)) {
         return FALSE;
     }
-    (void)spare(save, TRUE);
+    (void)snap_save_spare(save, TRUE);
     save->created_us = g_get_real_time();
     return TRUE;
 }

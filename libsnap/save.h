@@ -146,6 +146,32 @@ gboolean snap_save_hide(SnapSave *save, const SnapRegion *region, guint number, 
  */
 gboolean snap_save_take_point(SnapSave *save, GError **error);
 
+/* ---- save-copy.c ----------------------------------------------------------------------------------------- */
+
+/*
+ * Whether a region that could be protected is better copied in the pause. @stands: it has come up since the first
+ * listing, and what is young is likely to be gone soon. After a loss, everything about as long as what was lost.
+ */
+bool snap_save_is_short_lived(const SnapSave *save, const SnapRegion *region, bool stands);
+
+/* @region (take) is one of those. */
+void snap_save_take_copy(SnapSave *save, SnapRegion *region);
+
+/* In the pause: copy them. */
+gboolean snap_save_copy_regions(SnapSave *save, GError **error);
+
+/* ---- save-spare.c ---------------------------------------------------------------------------------------- */
+
+/* Ask the guest what is not to be protected, and spare it. @paused: it stands. Return: how long that took, in ns.
+ */
+uint64_t snap_save_spare(SnapSave *save, gboolean paused);
+
+/* The same, often, before anything is protected. Up to 10 ms. */
+void snap_save_spare_ahead(SnapSave *save);
+
+/* Errors: USAGE, what is written past the page tables has no room in a pool of so many pages. */
+gboolean snap_save_check_unseen(const SnapSave *save, uint32_t pool_pages, GError **error);
+
 /* ---- save-sweep.c ---------------------------------------------------------------------------------------- */
 
 /* Capture and write everything, then release the guest, then commit the image. */

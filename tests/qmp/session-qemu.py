@@ -145,15 +145,17 @@ def play(side):
 
 def compare(sides):
     rows, wrong = read_table(), []
-    requests = [step.text for step in session_script.STEPS]
-    for request, qemus, ours in zip(requests, *map(play, sides)):
+    for step, qemus, ours in zip(session_script.STEPS, *map(play, sides)):
+        request = step.text
+        if step.meanwhile and (step.meanwhile in qemus or step.meanwhile in ours):
+            continue
         covering = [row for row in rows if row.covers(request, qemus, ours)]
         for row in covering:
             row.used = row.used or qemus != ours
         if qemus != ours and not covering:
             wrong.append((request, qemus, ours))
     unused = [row.text for row in rows if not row.used]
-    print(f"{len(requests)} steps, {len(rows)} rows of documented differences")
+    print(f"{len(session_script.STEPS)} steps, {len(rows)} rows of documented differences")
     if "--print" in sys.argv:
         print("\n".join(f"| `{request}` | `{qemus}` | `{ours}` |  |" for request, qemus, ours in wrong))
     assert not wrong, f"{len(wrong)} differences that are not documented:\n" + "\n".join(

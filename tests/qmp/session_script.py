@@ -35,11 +35,13 @@ class Step:
     """@ours: the request for vmsnapd, where that differs. @descriptors: so many files are passed with it. @until:
     events that come then, each a name and members of its data. @keep: events may come at any time, and belong to the
     next step with @until. @opens: after the answer somebody opens DIR/gate, a FIFO, for a moment. @after: so many
-    seconds pass before it."""
+    seconds pass before it. @meanwhile: what both say while something that was begun goes on; one of them may be through
+    with it by then, and the answers are not compared."""
 
-    def __init__(self, request, ours=None, descriptors=0, until=(), keep=False, opens=False, after=0):
+    def __init__(self, request, ours=None, descriptors=0, until=(), keep=False, opens=False, after=0, meanwhile=None):
         self._request, self._ours = request, ours or request
         self.descriptors, self.until, self.keep, self.opens, self.after = descriptors, until, keep, opens, after
+        self.meanwhile = meanwhile
         self.text = request.text if not ours else f"{request.text} / {ours.text}"
 
     def of(self, side):
@@ -49,6 +51,7 @@ class Step:
 class Connect:
     """A new connection instead of the one before; the greeting is its answer."""
     text = "(greeting)"
+    meanwhile = None
 
 
 def do(name, arguments=None, **more):
@@ -203,7 +206,8 @@ DUMP = [
     do("getfd", {"fdname": "core"}, descriptors=1), do("dump-guest-memory", dump("fd:core")),
     do("closefd", {"fdname": "core"}),
     do("dump-guest-memory", dump("file:DIR/core", detach=True), keep=True),
-    do("dump-guest-memory", dump("file:DIR/core"), keep=True), do("dump-guest-memory", dump("nope:1"), keep=True),
+    do("dump-guest-memory", dump("file:DIR/core"), keep=True, meanwhile="There is a dump in process"),
+    do("dump-guest-memory", dump("nope:1"), keep=True, meanwhile="There is a dump in process"),
     do("query-name", until=[("DUMP_COMPLETED", {}), ("RESUME", {})]), do("query-dump"), do("query-status"),
     do("dump-guest-memory", dump("file:/dev/fdset/5")),
     do("add-fd", {"fdset-id": 5}, descriptors=1), do("dump-guest-memory", dump("file:/dev/fdset/5")),
