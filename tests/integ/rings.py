@@ -103,6 +103,13 @@ def buffers_that_are_too_large_are_refused_by_name(folder):
     assert not badday.troubles(guest.pid)
 
 
+def region_with_large_buffers_may_be_left_out(folder):
+    """As the refusal says; however large they are."""
+    guest = RingGuest(65536)
+    result = badday.vmsnap(BUILD, "save", *guest.target, f"{folder}/image", "--region", "stack*")
+    assert result.returncode == 0, result.stderr
+
+
 def buffer_that_is_too_small_for_them_is_refused(folder):
     guest = RingGuest(2048)
     result = badday.vmsnap(BUILD, "save", *guest.target, f"{folder}/image", "--buffer", "2M")

@@ -14,22 +14,31 @@ gboolean descriptor_writes_memory(const char *target) {
     return FALSE;
 }
 
-Descriptors descriptors_look(int pid) {
-    Descriptors found = {0};
+void descriptors_each(int pid, DescriptorFunc func, void *opaque) {
     g_autofree char *path = g_strdup_printf("/proc/%d/fd", pid);
     g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
     const char *name = NULL;
     while (dir && (name = g_dir_read_name(dir))) {
         g_autofree char *link = g_build_filename(path, name, NULL);
-        g_autofree char *where = g_file_read_link(link, NULL);
-        if (!where) {
-            continue;
-        }
-        found.userfaultfd |= strcmp(where, "anon_inode:[userfaultfd]") == 0;
-        if (!found.device && descriptor_writes_memory(where)) {
-            found.device = g_steal_pointer(&where);
+        g_autofree char *target = g_file_read_link(link, NULL);
+        if (target) {
+            func(name, target, opaque);
         }
     }
+}
+
+static void look_at(const char *fd, const char *target, void *opaque) {
+    Descriptors *found = (Descriptors *)opaque;
+    (void)fd;
+    found->userfaultfd |= strcmp(target, "anon_inode:[userfaultfd]") == 0;
+    if (!found->device && descriptor_writes_memory(target)) {
+        found->device = g_strdup(target);
+    }
+}
+
+Descriptors descriptors_look(int pid) {
+    Descriptors found = {0};
+    descriptors_each(pid, look_at, &found);
     return found;
 }
 

@@ -17,6 +17,12 @@ typedef struct {
  * @target: what the link in /proc/PID/fd says. */
 gboolean descriptor_writes_memory(const char *target);
 
+/* @fd: its number, as text. @target: what its link says. */
+typedef void (*DescriptorFunc)(const char *fd, const char *target, void *opaque);
+
+/** descriptors_each: call @func for each descriptor of @pid. What cannot be read is passed over. */
+void descriptors_each(int pid, DescriptorFunc func, void *opaque);
+
 /** descriptors_look: a readlink for each descriptor of @pid. What cannot be read counts as nothing. */
 Descriptors descriptors_look(int pid);
 

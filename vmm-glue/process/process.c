@@ -114,6 +114,9 @@ static void list_spared(void *opaque, gboolean paused, GArray *addresses) {
 static void list_unseen(void *opaque, GArray *ranges) {
     ProcessGuest *guest = (ProcessGuest *)opaque;
     (void)rings_find_buffers(guest->pid, ranges);
+    if (rings_bytes(ranges) > RINGS_BUFFERS_MAX_BYTES) {
+        g_array_set_size(ranges, 0); /* regions with any of them are refused, or left out */
+    }
 }
 
 static void free_guest(void *opaque) {

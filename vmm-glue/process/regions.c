@@ -360,17 +360,14 @@ static void refuse_unseen(const SnapRange *range, uint64_t total, const GPtrArra
 /* What is pinned, and is not the kernel's own as the pages of perf are, has to be found. */
 static gboolean check_pinned(const Regions *regions, const GPtrArray *list, GError **error) {
     g_autoptr(GArray) ranges = g_array_new(FALSE, FALSE, sizeof(SnapRange));
-    uint64_t pinned = rings_find_buffers(regions->pid, ranges), total = 0;
+    uint64_t pinned = rings_find_buffers(regions->pid, ranges), total = rings_bytes(ranges);
     if (pinned > 0 && ranges->len == 0 && !strstr(regions->text->str, "anon_inode:[perf_event]")) {
         g_set_error(error, SNAP_ERROR, SNAP_ERROR_REFUSED,
                     "process %d has %" G_GUINT64_FORMAT
                     " KiB of memory pinned for a device (VmPin in its /proc status), and it cannot be found out "
-                    "which: what is written there is not seen",
+                    "which: what is written there is not seen. End its use of the device first",
                     regions->pid, (guint64)(pinned >> 10));
         return FALSE;
-    }
-    for (guint i = 0; i < ranges->len; i++) {
-        total += g_array_index(ranges, SnapRange, i).length_bytes;
     }
     for (guint i = 0; i < ranges->len && total > RINGS_BUFFERS_MAX_BYTES; i++) {
         refuse_unseen(&g_array_index(ranges, SnapRange, i), total, list);

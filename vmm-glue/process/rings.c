@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "descriptors.h"
 #include "target.h"
 
 enum { BUSY_LOOKS = 50, BUSY_STEP_US = 200 };
@@ -25,31 +26,38 @@ gboolean rings_parse_buffers(const char *text, GArray *ranges) {
     return TRUE;
 }
 
-static void look_into(int pid, const char *fd, GArray *ranges) {
-    g_autofree char *path = g_strdup_printf("/proc/%d/fdinfo/%s", pid, fd);
-    for (int i = 0; i < BUSY_LOOKS; i++) {
+typedef struct {
+    int pid;
+    GArray *ranges;
+} Search;
+
+static void look_at(const char *fd, const char *target, void *opaque) {
+    const Search *search = (const Search *)opaque;
+    gboolean told = strcmp(target, "anon_inode:[io_uring]") != 0;
+    g_autofree char *path = g_strdup_printf("/proc/%d/fdinfo/%s", search->pid, fd);
+    for (int i = 0; i < BUSY_LOOKS && !told; i++) {
         g_autofree char *text = NULL;
-        if (!g_file_get_contents(path, &text, NULL, NULL) || rings_parse_buffers(text, ranges)) {
-            return;
+        if (i > 0) {
+            usleep(BUSY_STEP_US);
         }
-        usleep(BUSY_STEP_US);
+        told = !g_file_get_contents(path, &text, NULL, NULL) || rings_parse_buffers(text, search->ranges);
     }
 }
 
 uint64_t rings_find_buffers(int pid, GArray *ranges) {
+    Search search = {pid, ranges};
     gint64 pinned_kib = target_status_number(pid, "\nVmPin:");
     if (pinned_kib <= 0) {
         return 0;
     }
-    g_autofree char *path = g_strdup_printf("/proc/%d/fd", pid);
-    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
-    const char *name = NULL;
-    while (dir && (name = g_dir_read_name(dir))) {
-        g_autofree char *link = g_build_filename(path, name, NULL);
-        g_autofree char *where = g_file_read_link(link, NULL);
-        if (where && strcmp(where, "anon_inode:[io_uring]") == 0) {
-            look_into(pid, name, ranges);
-        }
-    }
+    descriptors_each(pid, look_at, &search);
     return (uint64_t)pinned_kib << 10;
+}
+
+uint64_t rings_bytes(const GArray *ranges) {
+    uint64_t total = 0;
+    for (guint i = 0; i < ranges->len; i++) {
+        total += g_array_index(ranges, SnapRange, i).length_bytes;
+    }
+    return total;
 }

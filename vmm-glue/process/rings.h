@@ -25,6 +25,10 @@ G_BEGIN_DECLS
  * huge pages. */
 uint64_t rings_find_buffers(int pid, GArray *ranges);
 
+/** rings_bytes: of @ranges together. More than RINGS_BUFFERS_MAX_BYTES, and no region that holds one can be saved.
+ */
+uint64_t rings_bytes(const GArray *ranges);
+
 /** rings_parse_buffers: the same from the text of /proc/PID/fdinfo/FD. FALSE: it does not tell them (the ring was
  * busy). */
 gboolean rings_parse_buffers(const char *text, GArray *ranges);
